@@ -1,0 +1,43 @@
+# Each target sets up what it needs: uv in a small venv of its own, then the locked environment.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+UV := .uv/bin/uv
+BIN := .venv/bin
+QUICK := runs/quickstart
+export UV_PYTHON_DOWNLOADS = never
+
+.PHONY: setup quickstart test check format bench clean
+
+setup: .venv/.synced
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+.venv/.synced: $(UV) pyproject.toml uv.lock
+	$(UV) sync --quiet --locked --python $(PYTHON)
+	@touch $@
+
+quickstart: setup $(QUICK)/shards/train/index.json $(QUICK)/shards/test/index.json
+	$(BIN)/retort run benchmarks/quickstart.yaml --out $(QUICK)/dataset --report $(QUICK)/report.html --store $(QUICK)/store
+
+$(QUICK)/shards/%/index.json: | setup
+	$(BIN)/retort shards pack digits --split $* --out $(QUICK)/shards/$*
+
+test: setup
+	$(BIN)/pytest --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_imports.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m benchmarks.cifar10 --data $(DATA)
+
+clean:
+	rm -rf .venv .uv runs

@@ -1,0 +1,308 @@
+"""Writes and reads the artifact: two Parquet tables, a manifest, a card and pictures, laid out as the Hub has it.
+
+Shape letters: N images, V labelled views, K classes, C channels (3), H x W pixels.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from dd_tasks import card
+from dd_tasks.codec import numbers, table_to_views, view_schema, views_to_table
+from dd_tasks.errors import InputError
+from dd_tasks.types import Canvas, Views
+from schemas.manifest import FileEntry, Manifest
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+MANIFEST, CARD = "retort.json", "README.md"
+TABLES = ("images", "soft_labels")
+PARTS = {MANIFEST, CARD, "assets", *TABLES}
+SOURCE_SEPARATOR = "\n"  # between the keys of an image that began from several real ones
+SHARD_BYTES = 500_000_000
+ROW_GROUP = {"images": 100, "soft_labels": 8192}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An artifact read back; image i of the canvas is row i of the table `images`."""
+
+    manifest: Manifest
+    canvas: Canvas
+    views: Views
+
+
+def image_features(classes: list[str]) -> "Features":
+    """Columns of the table `images`, as `datasets` knows them."""
+    from datasets import ClassLabel, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    return Features(
+        image=ImageFeature(),
+        label=ClassLabel(names=classes),
+        soft_label=List(Value("float32"), length=len(classes)),
+        slot=Value("int32"),
+        sources=List(Value("string")),
+    )
+
+
+def view_features(classes: int) -> "Features":
+    """Columns of the table `soft_labels`, as `datasets` knows them."""
+    from datasets import Features
+
+    return Features.from_arrow_schema(view_schema(classes))
+
+
+def parquet_files(folder: Path, table: str) -> list[Path]:
+    """The files of one table, in the order of its rows."""
+    return sorted((folder / table).glob("train-*.parquet"))
+
+
+def tables_of(manifest: Manifest) -> tuple[str, ...]:
+    """The tables an artifact has: without views no `soft_labels`, since `datasets` fails on a table of no rows."""
+    return TABLES if manifest.labels.views else TABLES[:1]
+
+
+def slots_of(targets_N: Tensor) -> Tensor:
+    """Of each image, how many images of its class come before it."""
+    order = torch.argsort(targets_N, stable=True)
+    counts = torch.bincount(targets_N)
+    first = counts.cumsum(0) - counts
+    slots = torch.empty_like(targets_N)
+    slots[order] = torch.arange(len(targets_N)) - first[targets_N[order]]
+    return slots
+
+
+def mean_probabilities(views: Views, targets_N: Tensor, classes: int, chunk: int = 65536) -> Tensor:
+    """float32 probabilities_NK: of each image the mean over its views of softmax(logits); one-hot where it has none."""
+    total = torch.zeros(len(targets_N), classes, dtype=torch.float64)
+    images = views.images_V.long().cpu()
+    for start in range(0, len(views), chunk):
+        logits = views.logits_VK[start : start + chunk].cpu().double()
+        total.index_add_(0, images[start : start + chunk], logits.softmax(1))
+    seen = torch.bincount(images, minlength=len(targets_N))[:, None]
+    return torch.where(seen > 0, total / seen.clamp_min(1), F.one_hot(targets_N, classes)).float()
+
+
+def png(image_CHW: Tensor) -> bytes:
+    """The uint8 image as a PNG file; the same image gives the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _image_table(canvas: Canvas, slots_N: Tensor, soft_NK: Tensor, schema: pa.Schema) -> pa.Table:
+    files = pa.array([png(image) for image in canvas.images_NCHW.cpu()], pa.binary())
+    columns = [
+        pa.StructArray.from_arrays([files, pa.nulls(len(files), pa.string())], ["bytes", "path"]),
+        pa.array(canvas.targets_N.cpu().numpy(), pa.int64()),
+        pa.FixedSizeListArray.from_arrays(pa.array(soft_NK.reshape(-1).numpy()), soft_NK.shape[1]),
+        pa.array(slots_N.numpy().astype(np.int32)),
+        pa.array(
+            [source.split(SOURCE_SEPARATOR) if source else [] for source in canvas.sources], pa.list_(pa.string())
+        ),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _image_tables(canvas: Canvas, views: Views, classes: list[str]) -> Iterator[pa.Table]:
+    """One table a shard: the PNG files of all may be more than one arrow array holds."""
+    schema = image_features(classes).arrow_schema
+    targets = canvas.targets_N.cpu()
+    slots, soft = slots_of(targets), mean_probabilities(views, targets, len(classes))
+    for rows in _shards(len(canvas), canvas.images_NCHW[0].numel()):
+        yield _image_table(canvas[rows], slots[rows], soft[rows], schema)
+
+
+def _view_tables(views: Views) -> Iterator[pa.Table]:
+    table = views_to_table(views)
+    table = table.replace_schema_metadata(view_features(views.logits_VK.shape[1]).arrow_schema.metadata)
+    for rows in _shards(len(table), table.nbytes // max(1, len(table))):
+        yield table.slice(rows.start, rows.stop - rows.start)
+
+
+def _shards(rows: int, row_bytes: int) -> list[slice]:
+    """Equal shares of the rows, each of at most SHARD_BYTES; at least one, perhaps empty."""
+    count = max(1, min(rows, -(-rows * row_bytes // SHARD_BYTES)))
+    ends = [rows * i // count for i in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def _write_table(folder: Path, name: str, shards: Iterator[pa.Table]) -> int:
+    """Write the shards as Parquet files; returns the bytes of the whole table in memory."""
+    (folder / name).mkdir()
+    size = 0
+    for count, shard in enumerate(shards, start=1):
+        file = folder / name / f"{count:05d}"
+        pq.write_table(shard, file, row_group_size=ROW_GROUP[name], compression="zstd", write_page_index=True)
+        size += shard.nbytes
+    for i in range(count):
+        (folder / name / f"{i + 1:05d}").rename(folder / name / f"train-{i:05d}-of-{count:05d}.parquet")
+    return size
+
+
+def file_entry(file: Path) -> FileEntry:
+    """Size and checksum of a file."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(bytes=file.stat().st_size, sha256=digest)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """`retort.json`: sorted keys, indented."""
+    fields = manifest.model_dump(mode="json")
+    return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_assets(folder: Path, assets: Mapping[str, bytes]) -> None:
+    (folder / "assets").mkdir()
+    for name, content in assets.items():
+        if Path(name).name != name or name.startswith("."):
+            raise InputError(f"asset {name!r}: must be a plain file name, it is put into assets/")
+        (folder / "assets" / name).write_bytes(content)
+
+
+def _complete(folder: Path, draft: Manifest) -> Manifest:
+    """The draft with what is now known: every file of the folder, and the bytes of the soft labels."""
+    files = {
+        file.relative_to(folder).as_posix(): file_entry(file) for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+    label_bytes = sum(entry.bytes for name, entry in files.items() if name.startswith("soft_labels/"))
+    labels = draft.labels.model_copy(update={"bytes": label_bytes})
+    return draft.model_copy(update={"files": files, "labels": labels})
+
+
+def _assert_agree(canvas: Canvas, views: Views, draft: Manifest) -> None:
+    shape = (draft.ipc * len(draft.classes), 3, draft.side, draft.side)
+    assert tuple(canvas.images_NCHW.shape) == shape, f"canvas {tuple(canvas.images_NCHW.shape)}, manifest {shape}"
+    assert canvas.images_NCHW.dtype == torch.uint8, canvas.images_NCHW.dtype
+    assert len(canvas.sources) == len(canvas), (len(canvas.sources), len(canvas))
+    assert views.logits_VK.shape[1] == len(draft.classes), (views.logits_VK.shape, len(draft.classes))
+    assert len(views) == draft.labels.views, (len(views), draft.labels.views)
+
+
+def write(
+    out: Path,
+    canvas: Canvas,
+    views: Views,
+    draft: Manifest,
+    assets: Mapping[str, bytes],
+    *,
+    overwrite: bool = False,
+    check: Callable[[Path], list[str]] = lambda folder: [],
+) -> Manifest:
+    """Write the artifact `out` all at once or, on any failure, not at all; returns the manifest as written.
+
+    `draft` is the manifest without `files` and `labels.bytes`, which are filled in; `assets` maps plain file names to
+    contents. The same arguments give the same bytes. Raises InputError as `check_out(out, overwrite=overwrite)` does.
+    """
+    check_out(out, overwrite=overwrite)
+    _assert_agree(canvas, views, draft)
+    with _all_or_nothing(out) as folder:
+        shards = {"images": _image_tables(canvas, views, draft.classes), "soft_labels": _view_tables(views)}
+        table_bytes = {name: _write_table(folder, name, shards[name]) for name in tables_of(draft)}
+        _write_assets(folder, assets)
+        manifest = _complete(folder, draft)
+        (folder / CARD).write_text(card.render(manifest, table_bytes), encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        if problems := check(folder):
+            raise ValueError(f"the artifact is not valid and was not put in place: {'; '.join(problems[:5])}")
+    return manifest
+
+
+def check_out(out: Path, *, overwrite: bool = True) -> None:
+    """InputError unless an artifact can be written to `out`: new, an empty folder or, to `overwrite`, an artifact."""
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise InputError(f"--out {out}: cannot write into {parent}; choose another place")
+    if not out.exists():
+        return
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else {""}
+    if names and MANIFEST not in names:
+        raise InputError(f"--out {out} exists and is not an artifact (no {MANIFEST}); choose another or empty it")
+    if names - PARTS:
+        raise InputError(f"--out {out} holds {min(names - PARTS)!r}, which is no part of an artifact; choose another")
+    if names and not overwrite:
+        raise InputError(f"--out {out} holds an artifact already; choose another, or allow it to be overwritten")
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, which takes its place when the block ends well and vanishes when it does not."""
+    out = out.resolve()
+    partial, old = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run: in containers the same process ids come again
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        try:
+            partial.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the artifact; InputError where there is none, or an invalid one."""
+    try:
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} is not an artifact: cannot read {MANIFEST} ({error.strerror})") from error
+    except ValidationError as error:
+        raise InputError(f"{path / MANIFEST}: {_first_error(error)}") from error
+
+
+def read(path: Path) -> Loaded:
+    """The artifact for re-use: manifest, canvas (PNG files decoded) and views in the order of the table.
+
+    Raises InputError where it is no artifact or cannot be read; whether it is sound, `validate.validate` tells.
+    """
+    manifest = read_manifest(path)
+    try:
+        tables = {name: _read_table(path, name) for name in tables_of(manifest)}
+        views = tables.get("soft_labels", view_schema(len(manifest.classes)).empty_table())
+        return Loaded(manifest, _canvas(tables["images"]), table_to_views(views))
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise InputError(f"{path}: cannot read its tables ({str(error).splitlines()[0]}); validate it") from error
+
+
+def _read_table(path: Path, name: str) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file) for file in parquet_files(path, name)])
+
+
+def _canvas(table: pa.Table) -> Canvas:
+    files = [row["bytes"] for row in table["image"].to_pylist()]
+    images = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+    sources = tuple(SOURCE_SEPARATOR.join(keys) for keys in table["sources"].to_pylist())
+    images_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Canvas(images_NCHW, torch.from_numpy(numbers(table, "label").copy()), sources)

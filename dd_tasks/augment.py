@@ -1,0 +1,107 @@
+"""Crops, flips and mixing as batched tensor functions of explicit parameters, so that any view can be made again.
+
+Shape letters: N images or views, C channels, H x W pixels of the image, S side of the view, B box (top, left, height,
+width). Crops follow torchvision's `RandomResizedCrop` and `resized_crop(..., antialias=False)`; mixing is CutMix (Yun
+et al. 2019).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dd_tasks.types import Crops, Views
+
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+def whole(n: int, side: int, device: torch.device | None = None) -> Crops:
+    """The crops that show n whole images."""
+    box = torch.tensor([0, 0, side, side], device=device)
+    return Crops(box.expand(n, 4).clone(), torch.zeros(n, dtype=torch.bool, device=device))
+
+
+def random_crops(n: int, side: int, scale: tuple[float, float], rng: torch.Generator) -> Crops:
+    """n crops as `RandomResizedCrop(scale)` draws them (area share uniform, log aspect uniform), flipped by half."""
+    uniform = torch.rand(5, n, TRIES, generator=rng, device=rng.device)
+    area = side * side * (scale[0] + (scale[1] - scale[0]) * uniform[0])
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    aspect = torch.exp(low + (high - low) * uniform[1])
+    width, height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (width >= 1) & (width <= side) & (height >= 1) & (height <= side)
+    first = fits.long().argmax(1, keepdim=True)  # 0 where no try fits: then the whole image
+    height, width = (torch.where(fits.any(1), x.gather(1, first)[:, 0], side) for x in (height, width))
+    top = (uniform[2, :, 0] * (side - height + 1)).long()
+    left = (uniform[3, :, 0] * (side - width + 1)).long()
+    return Crops(torch.stack([top, left, height, width], 1), uniform[4, :, 0] < 0.5)
+
+
+def _rows_of(start_N: Tensor, length_N: Tensor, size: int, side: int) -> Tensor:
+    """Bilinear weights_NSH that read `side` evenly spaced samples of [start, start + length) from `size` pixels."""
+    steps = torch.arange(side, device=start_N.device) + 0.5
+    at = (length_N[:, None] * steps / side - 0.5).clamp_min(0).minimum(length_N[:, None] - 1) + start_N[:, None]
+    return (1 - (at[..., None] - torch.arange(size, device=start_N.device)).abs()).clamp_min(0)
+
+
+def look(pixels_NCHW: Tensor, crops: Crops, side: int | None = None) -> Tensor:
+    """views_NCSS: each image's own crop, resized bilinearly (no antialias) to `side` (default: H) and flipped.
+
+    Two batched matrix products instead of a gather: differentiable, and deterministic backwards on every device.
+    """
+    height, width = pixels_NCHW.shape[2:]
+    side = side or height
+    top, left, tall, wide = crops.boxes_N4.unbind(1)
+    rows_NSH = _rows_of(top, tall, height, side)
+    columns_NSW = _rows_of(left, wide, width, side)
+    columns_NSW = torch.where(crops.flips_N[:, None, None], columns_NSW.flip(1), columns_NSW)
+    return rows_NSH[:, None].to(pixels_NCHW.dtype) @ pixels_NCHW @ columns_NSW[:, None].to(pixels_NCHW.dtype).mT
+
+
+def random_mix_boxes(n: int, side: int, rng: torch.Generator) -> Tensor:
+    """n CutMix boxes_N4: area share uniform in [0, 1] (Beta(1, 1)), centre uniform, clipped to the view."""
+    uniform = torch.rand(3, n, generator=rng, device=rng.device)
+    half = (side * (1 - uniform[0]).sqrt()).long() // 2
+    ends = []
+    for centre in (uniform[1:] * side).long():
+        ends.append(((centre - half).clamp(0, side), (centre + half).clamp(0, side)))
+    (top, bottom), (left, right) = ends
+    empty = (bottom == top) | (right == left)
+    boxes = torch.stack([top, left, bottom - top, right - left], 1)
+    return torch.where(empty[:, None], 0, boxes)
+
+
+def inside(boxes_N4: Tensor, side: int) -> Tensor:
+    """mask_NSS: True within each box."""
+    at = torch.arange(side, device=boxes_N4.device)
+    top, left, tall, wide = boxes_N4.long()[..., None].unbind(1)
+    rows, columns = (at >= top) & (at < top + tall), (at >= left) & (at < left + wide)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def show(pixels_NCHW: Tensor, views: Views, chosen: Tensor | slice) -> Tensor:
+    """pixels_VCSS of the chosen labelled views, exactly as the committee saw them."""
+    first = look(pixels_NCHW[views.images_V[chosen].long()], views.crops[chosen])
+    mixes = views.mix_boxes_V4[chosen]
+    if not bool((mixes[:, 2] > 0).any()):
+        return first
+    second = look(pixels_NCHW[views.partners_V[chosen].long()], views.partner_crops[chosen])
+    return torch.where(inside(mixes, first.shape[-1])[:, None], second, first)
+
+
+def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:
+    """share_V of each view's area that shows its own image rather than its partner's."""
+    return 1 - mix_boxes_V4[:, 2].float() * mix_boxes_V4[:, 3].float() / (side * side)
+
+
+def shifted(pixels_NCHW: Tensor, reach: int, rng: torch.Generator) -> Tensor:
+    """Each image flipped by half and moved by up to `reach` pixels, edges reflected: the usual view for real training."""
+    n, _, height, width = pixels_NCHW.shape
+    padded = torch.nn.functional.pad(pixels_NCHW, (reach,) * 4, mode="reflect")
+    down, right = torch.randint(0, 2 * reach + 1, (2, n), generator=rng, device=rng.device)
+    flip = torch.rand(n, generator=rng, device=rng.device) < 0.5
+    columns = torch.arange(width, device=rng.device)
+    columns = right[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
+    rows = down[:, None] + torch.arange(height, device=rng.device)
+    image = torch.arange(n, device=rng.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

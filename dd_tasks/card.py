@@ -1,0 +1,201 @@
+"""The dataset card (README.md) of an artifact, from its manifest: every number in it is computed, none is typed."""
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import hypot
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from dd_tasks.codec import view_schema
+from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
+from schemas.card import size_category as category
+from schemas.manifest import Claim, Manifest
+from schemas.tables import ImageRow, ViewRow
+
+Table = Literal["images", "soft_labels"]
+SHARDS_SHOWN = 20
+HERE = "path/to/this-folder"  # load_dataset(".") fails: datasets 5.2 finds no name in it
+ROWS = {
+    "distilled": "this dataset",
+    "distilled_hard": "this dataset, class labels only",
+    "random": "as many random real images, labelled alike",
+    "random_hard": "as many random real images, class labels only",
+    "full": "all real images",
+}
+
+
+def image_columns(classes: list[str]) -> list[Feature]:
+    """Columns of the table `images` in the form of the Hub's header."""
+    names = ClassNames(names={str(i): name for i, name in enumerate(classes)})
+    return [
+        Feature(name="image", dtype="image"),
+        Feature(name="label", dtype=ClassLabelType(class_label=names)),
+        Feature(name="soft_label", list="float32", length=len(classes)),
+        Feature(name="slot", dtype="int32"),
+        Feature(name="sources", list="string"),
+    ]
+
+
+def view_columns(classes: int) -> list[Feature]:
+    """Columns of the table `soft_labels` in the form of the Hub's header."""
+    numbers = [
+        Feature(name=field.name, dtype=str(field.type)) for field in view_schema(classes) if field.name != "logits"
+    ]
+    return [*numbers, Feature(name="logits", list="float16", length=classes)]
+
+
+def columns(manifest: Manifest) -> dict[str, list[Feature]]:
+    """The columns of each table that the artifact has: without views there is no `soft_labels`."""
+    tables = {"images": image_columns(manifest.classes)}
+    return tables | ({"soft_labels": view_columns(len(manifest.classes))} if manifest.labels.views else {})
+
+
+def rows(manifest: Manifest) -> dict[str, int]:
+    """How many rows each table has."""
+    return {"images": manifest.ipc * len(manifest.classes), "soft_labels": manifest.labels.views}
+
+
+def download_bytes(manifest: Manifest, table: str) -> int:
+    """Bytes of the table's files."""
+    return sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(f"{table}/"))
+
+
+def _info(table: Table, manifest: Manifest, table_bytes: int) -> DatasetInfo:
+    return DatasetInfo(
+        config_name=table,
+        features=columns(manifest)[table],
+        splits=[Split(num_bytes=table_bytes, num_examples=rows(manifest)[table])],
+        download_size=download_bytes(manifest, table),
+        dataset_size=table_bytes,
+    )
+
+
+def _config(table: Table) -> Config:
+    files = [DataFiles(path=f"{table}/train-*.parquet")]
+    return Config(config_name=table, default=True if table == "images" else None, data_files=files)
+
+
+def header(manifest: Manifest, table_bytes: Mapping[str, int]) -> CardHeader:
+    """The card's header; `table_bytes` says how large each table is in memory."""
+    tables: list[Table] = ["images", "soft_labels"]
+    tables = tables[: len(columns(manifest))]
+    return CardHeader(
+        license=manifest.license,
+        pretty_name=f"{manifest.name}, {manifest.ipc} per class",
+        task_categories=["image-classification"],
+        tags=["dataset-distillation", "soft-labels", "retort"],
+        size_categories=[category(rows(manifest)["images"])],
+        configs=[_config(table) for table in tables],
+        dataset_info=[_info(table, manifest, table_bytes[table]) for table in tables],
+    )
+
+
+def header_text(card_header: CardHeader) -> str:
+    fields = card_header.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
+
+
+def escape(text: str) -> str:
+    """The text so that Markdown and HTML show it as it is, on one line."""
+    marked = re.sub(r"([\\`*_\[\]#|~$:@])", r"\\\1", " ".join(str(text).split()))
+    return html.escape(marked, quote=False)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def accuracy(claim: Claim) -> str:
+    """Mean and spread in %; one seed has no spread."""
+    return percent(claim.mean) + (f" ± {percent(claim.std)}" if len(claim.seeds) > 1 else "")
+
+
+def size(count: int) -> str:
+    """A number of bytes, readable."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def comparisons(claims: list[Claim]) -> Iterator[str]:
+    """One sentence for each student that was trained on distilled and on random images with the same kind of labels."""
+    found: dict[tuple[str, str, int, str], Claim] = {
+        (claim.row, claim.student, claim.epochs, claim.split): claim for claim in claims
+    }
+    for claim in claims:
+        if claim.row not in ("distilled", "distilled_hard"):
+            continue
+        row = claim.row.replace("distilled", "random")
+        if random := found.get((row, claim.student, claim.epochs, claim.split)):
+            yield _comparison(claim, random)
+
+
+def _comparison(distilled: Claim, random: Claim) -> str:
+    lead, spread = distilled.mean - random.mean, 2 * hypot(distilled.std, random.std)
+    labels = " (class labels only)" if distilled.row == "distilled_hard" else ""
+    start = f"With {escape(distilled.student)}{labels}, this dataset"
+    points, limit = percent(lead), percent(spread)
+    if lead <= 0:
+        return f"{start} does **not** beat random real images: the difference is {points} points (2 std: {limit})."
+    ahead = f"{start} is {points} points ahead of random real images"
+    if min(len(distilled.seeds), len(random.seeds)) < 2:
+        return f"{ahead}, but with one seed that is **not** shown to be more than chance."
+    if lead <= spread:
+        return f"{ahead}, **not** more than 2 std of the difference ({limit}): it does not clearly beat them."
+    return f"{start} beats random real images by {points} points, more than 2 std of the difference ({limit})."
+
+
+def _columns(row: type[ImageRow] | type[ViewRow], features: list[Feature]) -> list[tuple[str, str, str]]:
+    """(name, type, meaning) of each column."""
+    described = []
+    for feature in features:
+        kind = "class label" if isinstance(feature.dtype, ClassLabelType) else feature.dtype
+        kind = kind or f"list of {feature.length or ''} {feature.items}".replace("  ", " ")
+        described.append((feature.name, kind, row.model_fields[feature.name].description or _IMAGE))
+    return described
+
+
+_IMAGE = "the image, a PNG"
+
+
+@cache
+def _template() -> Template:
+    folder = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(text=escape, percent=percent, accuracy=accuracy, size=size)
+    return environment.get_template("card.md.j2")
+
+
+def for_repository(text: str, repository: str) -> str:
+    """The card `text` of a local artifact with examples that load `repository` from the Hub."""
+    return text.replace(f'"{HERE}"', f'"{repository}"')
+
+
+def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: str = HERE) -> str:
+    """The whole README.md.
+
+    `table_bytes` maps `images` and `soft_labels` to their size in memory, `repository` is what the examples load. The
+    manifest must already list its files.
+    """
+    models: dict[str, type[ImageRow] | type[ViewRow]] = {"images": ImageRow, "soft_labels": ViewRow}
+    described = {table: _columns(models[table], features) for table, features in columns(manifest).items()}
+    values: dict[str, Any] = {
+        "header": header_text(header(manifest, table_bytes)),
+        "manifest": manifest,
+        "repository": repository,
+        "images": rows(manifest)["images"],
+        "columns": described,
+        "row_names": ROWS,
+        "comparisons": list(comparisons(manifest.claims)),
+        "shards_shown": SHARDS_SHOWN,
+        "mean_std": [[float(f"{x:.6g}") for x in triple] for triple in (manifest.mean, manifest.std)],
+        "command": " ".join(manifest.command.split()),
+        "download": {table: download_bytes(manifest, table) for table in described},
+    }
+    return _template().render(values) + "\n"

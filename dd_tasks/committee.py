@@ -1,0 +1,299 @@
+"""Observers: networks trained on real data, then frozen; their checkpoints, held-out accuracy and statistics.
+
+A committee is an ordered tuple of observers. Training follows the stream: one-cycle SGD, flips and small shifts, a
+checkpoint every k epochs. Weights are safetensors; nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_tasks.augment import shifted
+from dd_tasks.errors import InputError, unknown
+from dd_tasks.hub import fetch_weights
+from dd_tasks.networks import Shape, build
+from dd_tasks.shards import Feed
+from dd_tasks.statistics import LayerStatistics, listening, measure, watched
+from dd_tasks.types import Reading, Track, untracked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ObserverRecipe:
+    """How one observer is made. `keep_every` epochs a checkpoint is kept, and always the last.
+
+    `peak_rate` is the top of a one-cycle schedule for SGD with Nesterov momentum .9; `reach` the random shift in pixels.
+    """
+
+    architecture: str
+    epochs: int
+    peak_rate: float = 0.1
+    batch: int = 128
+    weight_decay: float = 5e-4
+    reach: int = 4
+    keep_every: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.architecture if self.seed == 0 else f"{self.architecture}@seed={self.seed}"
+
+
+SMALL = (
+    ObserverRecipe("thin_resnet8_w16", epochs=12),
+    ObserverRecipe("convnet3_bn_w64", epochs=9, peak_rate=0.05),
+    ObserverRecipe("thin_vgg_w32", epochs=7),
+)
+TINY = (
+    ObserverRecipe("thin_resnet6_w16", epochs=8, batch=32),
+    ObserverRecipe("convnet3_bn_w32", epochs=8, peak_rate=0.05, batch=32),
+    ObserverRecipe("thin_vgg_w16", epochs=8, batch=32),
+)
+REFERENCE = tuple(
+    ObserverRecipe(name, epochs=200)
+    for name in ("resnet18", "resnet50", "shufflenet_v2_x0_5", "mobilenet_v2", "densenet121")
+)
+COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {"tiny": TINY, "small": SMALL, "reference": REFERENCE}
+
+
+WORTH_COMPILING = 2e7  # pixels: below, compiling (10-25 s on 2 cores) costs more than it gains
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalisation of weights that do not carry their own
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A pre-trained observer: an architecture and its safetensors, a local file or `ORG/NAME[@REVISION]` on the Hub, with
+    the sha256 it must have."""
+
+    architecture: str
+    weights: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}@{self.sha256[:8]}"
+
+
+Member = ObserverRecipe | Imported
+
+
+def named(committee: str) -> tuple[Member, ...]:
+    """The members of a committee: one of COMMITTEES, or a file that `retort committee import` wrote."""
+    if committee in COMMITTEES:
+        return COMMITTEES[committee]
+    if committee.endswith(".json"):
+        return read_committee(Path(committee))
+    raise unknown("committee", committee, (*COMMITTEES, "FILE.json of `retort committee import`"))
+
+
+def read_committee(path: Path) -> tuple[Imported, ...]:
+    """The imported observers listed in a committee file. InputError where it is none."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["observers"]
+        return tuple(Imported(str(e["architecture"]), str(e["weights"]), str(e["sha256"])) for e in entries)
+    except FileNotFoundError:
+        raise InputError(f"no committee file {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a committee file: {type(error).__name__} {error}") from None
+
+
+def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
+    """An imported observer's weights as our networks name them. InputError where the file is missing, is not safetensors,
+    or has another sha256.
+
+    Weights without a normalisation of their own are taken to expect ImageNet's channel mean and std.
+    """
+    local = Path(member.weights)
+    path = local if local.suffix or local.exists() else fetch_weights(member.weights)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read weights {member.weights}: {error.strerror}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != member.sha256:
+        raise InputError(f"weights {member.weights} have sha256 {found}, not {member.sha256}")
+    try:
+        weights = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"weights {member.weights} are not safetensors: {error}") from None
+    if "0.mean" in weights:
+        return weights
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in IMAGENET)
+    return {"0.mean": mean, "0.std": std} | {f"1.{name}": tensor for name, tensor in weights.items()}
+
+
+@dataclass(frozen=True)
+class Observer:
+    """A frozen network. `read` gives logits, and on request the moments of its watched layers' inputs."""
+
+    name: str
+    net: nn.Module
+    statistics: tuple[LayerStatistics, ...] = ()
+    accuracy: float = 0.0
+    layers: tuple[nn.Module, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.net.eval().requires_grad_(False)
+        object.__setattr__(self, "layers", watched(self.net))
+
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading:
+        if not moments:
+            return Reading(self.net(pixels_NCHW))
+        with listening(self.layers) as heard:
+            logits_NK = self.net(pixels_NCHW)
+        return Reading(logits_NK, tuple(heard[layer] for layer in self.layers))
+
+    @torch.no_grad()
+    def embed(self, pixels_NCHW: Tensor) -> Tensor:
+        """embedding_NE: what the last linear layer takes in."""
+        heard: list[Tensor] = []
+        last = [m for m in self.net.modules() if isinstance(m, nn.Linear)][-1]
+        handle = last.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+        try:
+            self.net(pixels_NCHW)
+        finally:
+            handle.remove()
+        return heard[0]
+
+    @contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Within the block BatchNorm normalises by the batch at hand; dropout stays off, running statistics untouched."""
+        norms = [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        kept = [(m.running_mean, m.running_var) for m in norms]
+        for m in norms:
+            m.running_mean = m.running_var = None
+        try:
+            yield
+        finally:
+            for m, (mean, var) in zip(norms, kept, strict=True):
+                m.running_mean, m.running_var = mean, var
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One observer's weights, checkpoints by epoch (the last among them), held-out top-1 and what it took."""
+
+    weights: dict[str, Tensor]
+    checkpoints: dict[int, dict[str, Tensor]]
+    accuracy: float
+    epochs: int
+    seconds: float
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A module whose initial weights depend on `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
+    """`torch.compile` where the training ahead (so many images of this side) is long enough to pay for it."""
+    if images * side**2 < WORTH_COMPILING:
+        return net
+    torch._dynamo.config.suppress_errors = True  # no C++ compiler, say: the eager network does the same, slower
+    return torch.compile(net)  # type: ignore[return-value]
+
+
+def autocast(device: torch.device) -> object:
+    """bfloat16 on a GPU; float32 on a CPU, where bfloat16 is many times slower."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def train(
+    recipe: ObserverRecipe,
+    shape: Shape,
+    feed: Feed,
+    held_out: Feed,
+    *,
+    device: torch.device,
+    track: Track = untracked,
+) -> Trained:
+    """Train one observer on `feed` (uint8 images, labels); score it on `held_out`.
+
+    InputError for an unknown architecture or a set smaller than one batch.
+    """
+    if feed.samples < recipe.batch:
+        raise InputError(f"observer {recipe.name}: {feed.samples} training images are fewer than one batch of {recipe.batch}")
+    start = time.perf_counter()
+    net = seeded(lambda: build(recipe.architecture, shape), recipe.seed).to(device, memory_format=torch.channels_last)
+    fast = compiled(net, recipe.epochs * feed.samples, shape.side)
+    steps = recipe.epochs * (feed.samples // recipe.batch)
+    optimiser = torch.optim.SGD(net.parameters(), recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.peak_rate, total_steps=max(steps, 2), pct_start=0.25)
+    checkpoints: dict[int, dict[str, Tensor]] = {}
+    batches = _epochs(recipe, feed)
+    for step, (images_NCHW, labels_N, rng) in enumerate(track(batches, f"train {recipe.name}", steps), 1):
+        pixels_NCHW = shifted(to_pixels(images_NCHW, device), recipe.reach, rng)
+        with autocast(device):  # type: ignore[attr-defined]
+            loss = F.cross_entropy(fast(pixels_NCHW), labels_N.to(device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        epoch, rest = divmod(step * recipe.epochs, steps)
+        if recipe.keep_every and rest == 0 and epoch % recipe.keep_every == 0:
+            checkpoints[epoch] = weights_of(net)
+    checkpoints[recipe.epochs] = weights_of(net)
+    score = accuracy(net, held_out, device)
+    log.info("observer %s: %.1f%% on %d held-out images", recipe.name, 100 * score, held_out.samples)
+    return Trained(checkpoints[recipe.epochs], checkpoints, score, recipe.epochs, time.perf_counter() - start)
+
+
+def _epochs(recipe: ObserverRecipe, feed: Feed) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
+    rng = torch.Generator().manual_seed(recipe.seed)
+    for epoch in range(recipe.epochs):
+        for batch in feed.batches(recipe.batch, seed=recipe.seed, epoch=epoch, drop_last=True):
+            yield batch.images_NCHW, batch.labels_N, rng
+
+
+def to_pixels(images_NCHW: Tensor, device: torch.device) -> Tensor:
+    """uint8 images -> float pixels in [0, 1] on the device, channels last."""
+    return images_NCHW.to(device, torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone().contiguous() for k, v in net.state_dict().items()}
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, feed: Feed, device: torch.device) -> float:
+    """Top-1 as a fraction, network in eval mode."""
+    net.eval()
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in feed.batches(500, seed=None):
+        right += (net(to_pixels(batch.images_NCHW, device)).argmax(1) == batch.labels_N.to(device)).sum()
+    return int(right) / max(feed.samples, 1)
+
+
+def statistics(
+    net: nn.Module, feed: Feed, classes: int, device: torch.device, track: Track = untracked
+) -> tuple[LayerStatistics, ...]:
+    """The layer statistics of a frozen network over the feed, in one pass."""
+    net.eval()
+    batches = track(feed.batches(500, seed=None), "measure statistics", math.ceil(feed.samples / 500))
+    return measure(net, ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches), classes)[0]
+
+
+def restore(
+    architecture: str, weights: Mapping[str, Tensor], shape: Shape, device: torch.device
+) -> nn.Module:
+    """A network with these weights. InputError where they do not fit the architecture."""
+    net = seeded(lambda: build(architecture, shape), 0)
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise InputError(f"weights do not fit architecture {architecture!r}: {str(error).splitlines()[-1].strip()}") from None
+    return net.to(device, memory_format=torch.channels_last)

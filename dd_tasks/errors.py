@@ -1,0 +1,16 @@
+"""The one exception that stands for bad input: shown to a user as a single line, exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message names the value, the place and, where there are any, the choices."""
+
+
+def unknown(what: str, value: str, choices: Iterable[str]) -> InputError:
+    """An InputError for a name that is none of `choices`, with the nearest of them first."""
+    known = sorted(choices)
+    near = get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {what} {value!r}{hint} (choices: {', '.join(known)})")

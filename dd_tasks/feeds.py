@@ -1,0 +1,76 @@
+"""Images in batches, in an order that is a function of (seed, epoch).
+
+N images, C channels (3), H x W pixels.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def number(*what: object) -> int:
+    """A 64-bit number drawn from `what`, the same everywhere."""
+    text = "\0".join(map(str, what)).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """uint8 `images_NCHW`, int64 `labels_N`."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+
+class Feed(Protocol):
+    """Serves `samples` images in batches, shuffled anew every epoch; where seed is None in their own order."""
+
+    @property
+    def samples(self) -> int: ...
+
+    def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """All images at once, on any device: uint8 `images_NCHW`, int64 `labels_N`."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+    @property
+    def samples(self) -> int:
+        return len(self.labels_N)
+
+    def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]:
+        stop = self.samples - self.samples % size if drop_last else self.samples
+        if seed is None:
+            yield from (
+                Batch(self.images_NCHW[i : i + size], self.labels_N[i : i + size]) for i in range(0, stop, size)
+            )
+            return
+        rng = torch.Generator().manual_seed(number(seed, epoch) >> 1)
+        order_N = torch.randperm(self.samples, generator=rng)[:stop].to(self.labels_N.device)
+        for rows in order_N.split(size):
+            yield Batch(self.images_NCHW[rows], self.labels_N[rows])
+
+
+def shuffled(items: Iterable[T], buffer: int, rng: random.Random) -> Iterator[T]:
+    """Through a buffer: each item that comes in displaces one drawn at random."""
+    held: list[T] = []
+    for item in items:
+        if len(held) < buffer:
+            held.append(item)
+            continue
+        slot = rng.randrange(buffer)
+        yield held[slot]
+        held[slot] = item
+    rng.shuffle(held)
+    yield from held

@@ -1,0 +1,103 @@
+"""Soft labels: the committee's logits of many random views of the finished images.
+
+Shape letters: N images, V views, C channels, S side, K classes.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dd_tasks.augment import random_crops, random_mix_boxes, show
+from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
+
+
+class Labeller(Protocol):
+    epochs: int
+
+    def label(self, canvas: Canvas, studio: Studio) -> Views: ...
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Mean logits of the committee for `epochs` views of every image: a crop and flip, and where `mix` a CutMix partner.
+
+    `batch_statistics=b` lets BatchNorm normalise by sub-batches of b views (CV-DD's batch-specific soft labels, methods
+    section 6) instead of by running statistics.
+    """
+
+    epochs: int = 300
+    scale: tuple[float, float] = (0.5, 1.0)
+    mix: bool = True
+    batch_statistics: int | None = None
+    batch: int = 500
+
+    def label(self, canvas: Canvas, studio: Studio) -> Views:
+        pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
+        epochs = [self._epoch(epoch, pixels_NCSS, studio) for epoch in studio.track(range(self.epochs), "relabel")]
+        return _joined(epochs) if epochs else no_views(int(canvas.targets_N.max()) + 1)
+
+    @torch.no_grad()
+    def _epoch(self, epoch: int, pixels_NCSS: Tensor, studio: Studio) -> Views:
+        views = self._draw(epoch, len(pixels_NCSS), pixels_NCSS.shape[-1], studio.rng)
+        size = self.batch_statistics or self.batch
+        with _seated(studio.observers, self.batch_statistics is not None):
+            logits = [
+                torch.stack([o.read(pixels_BCSS).logits_NK for o in studio.observers]).mean(0)
+                for pixels_BCSS in (show(pixels_NCSS, views, part) for part in _parts(len(views), size))
+            ]
+        return Views(
+            views.epochs_V, views.images_V, views.crops, views.partners_V, views.partner_crops, views.mix_boxes_V4,
+            torch.cat(logits).half(),
+        )  # fmt: skip
+
+    def _draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
+        """One view of every image in random order; a partner is the next in that order."""
+        order_V = torch.randperm(n, generator=rng, device=rng.device)
+        crops = random_crops(n, side, self.scale, rng)
+        boxes_V4 = random_mix_boxes(n, side, rng)
+        boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
+        epochs_V = torch.full((n,), epoch, dtype=torch.int32)
+        return Views(
+            epochs_V, order_V.int(), crops, order_V.roll(1).int(), Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)),
+            boxes_V4.short(), torch.zeros(n, 0),
+        )  # fmt: skip
+
+
+def _parts(n: int, size: int) -> Iterator[slice]:
+    """Slices of `size`, the last one the larger: a lone view would have no batch statistics."""
+    cuts = [*range(0, max(n - size, 0) + 1, size), n] if n > size else [0, n]
+    return (slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a)
+
+
+@contextmanager
+def _seated(observers: tuple[Observer, ...], by_batch: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        for observer in observers if by_batch else ():
+            stack.enter_context(observer.batch_statistics())
+        yield
+
+
+def _joined(parts: list[Views]) -> Views:
+    def crops(which: str) -> Crops:
+        found = [getattr(p, which) for p in parts]
+        return Crops(torch.cat([c.boxes_N4 for c in found]).cpu(), torch.cat([c.flips_N for c in found]).cpu())
+
+    def column(which: str) -> Tensor:
+        return torch.cat([getattr(p, which) for p in parts]).cpu()
+
+    return Views(
+        column("epochs_V"), column("images_V"), crops("crops"), column("partners_V"), crops("partner_crops"),
+        column("mix_boxes_V4"), column("logits_VK"),
+    )  # fmt: skip
+
+
+def no_views(classes: int) -> Views:
+    """Labels of a recipe that labels by class alone."""
+    nothing = Crops(torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    none = torch.zeros(0, dtype=torch.int32)
+    boxes = torch.zeros(0, 4, dtype=torch.int16)
+    return Views(none, none, nothing, none, nothing, boxes, torch.zeros(0, classes, dtype=torch.float16))

@@ -1,0 +1,129 @@
+"""Time as data: phases with step counts, how each chooses its crops, and the pixels' optimiser.
+
+Shape letters: N images, M remembered crops an image.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dd_tasks.augment import random_crops
+from dd_tasks.types import CropMemory, Crops, Tick
+
+Scale = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """This step's crops; `memory_N` says which remembered crop each is, -1 for a fresh one."""
+
+    crops: Crops
+    memory_N: Tensor
+
+
+class Viewer(Protocol):
+    """How a phase chooses crops, and what it remembers of them."""
+
+    may_finish: bool  # whether a run may stop early once no image remembers a crop
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen: ...
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory: ...
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """Exploration: a fresh crop and flip for every image; crops harder than `threshold` (cross-entropy, nats) are
+    remembered. A full memory gives up its easiest crop for a harder one."""
+
+    scale: Scale = (0.5, 1.0)
+    threshold: float = 0.5
+    may_finish = False
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
+        crops = random_crops(len(memory.hardness_NM), side, self.scale, rng)
+        return Chosen(crops, torch.full_like(crops.flips_N, -1, dtype=torch.int64))
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        easiest_N1 = memory.hardness_NM.argmin(1, keepdim=True)  # an empty place, -inf, comes before any crop
+        least_N = memory.hardness_NM.gather(1, easiest_N1)[:, 0]
+        keep_N1 = ((hardness_N > self.threshold) & (hardness_N > least_N))[:, None]
+        place_NM = torch.zeros_like(memory.flips_NM).scatter(1, easiest_N1, keep_N1)
+        return CropMemory(
+            torch.where(place_NM[..., None], chosen.crops.boxes_N4[:, None], memory.boxes_NM4),
+            torch.where(place_NM, chosen.crops.flips_N[:, None], memory.flips_NM),
+            torch.where(place_NM, hardness_N[:, None], memory.hardness_NM),
+        )
+
+
+@dataclass(frozen=True)
+class Revisit:
+    """Exploitation: an image draws one of its remembered crops with probability softmax(hardness); afterwards the crop's
+    hardness is refreshed, or the crop forgotten once it is at most `threshold`. Without any left: a random crop."""
+
+    scale: Scale = (0.5, 1.0)
+    threshold: float = 0.5
+    may_finish = True
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
+        fresh = random_crops(len(memory.hardness_NM), side, self.scale, rng)
+        left_N = memory.occupied_NM.any(1)
+        odds_NM = torch.where(left_N[:, None], memory.hardness_NM, 0).softmax(1)
+        drawn_N1 = torch.multinomial(odds_NM, 1, generator=rng)
+        boxes_N4 = memory.boxes_NM4.gather(1, drawn_N1[..., None].expand(-1, -1, 4))[:, 0]
+        flips_N = memory.flips_NM.gather(1, drawn_N1)[:, 0]
+        crops = Crops(
+            torch.where(left_N[:, None], boxes_N4, fresh.boxes_N4), torch.where(left_N, flips_N, fresh.flips_N)
+        )
+        return Chosen(crops, torch.where(left_N, drawn_N1[:, 0], -1))
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        places = torch.arange(memory.hardness_NM.shape[1], device=hardness_N.device)
+        revisited_NM = chosen.memory_N[:, None] == places
+        fresh_N1 = torch.where(hardness_N > self.threshold, hardness_N, -torch.inf)[:, None]
+        return CropMemory(
+            memory.boxes_NM4, memory.flips_NM, torch.where(revisited_NM, fresh_N1, memory.hardness_NM)
+        )
+
+
+@dataclass(frozen=True)
+class Adam:
+    """The pixels' optimiser; `rate` in units of the data's channel std."""
+
+    rate: float = 0.05
+    betas: tuple[float, float] = (0.5, 0.9)
+    eps: float = 1e-8
+
+    def over(self, pixels_NCHW: Tensor) -> torch.optim.Optimizer:
+        return torch.optim.Adam([pixels_NCHW], self.rate, self.betas, self.eps)
+
+
+@dataclass(frozen=True)
+class Phase:
+    steps: int
+    viewer: RandomCrops | Revisit
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Phases in order; the rate falls along a cosine over all of them. `memory` crops are kept an image (M)."""
+
+    phases: tuple[Phase, ...] = ()
+    optimiser: Adam = Adam()
+    memory: int = 1
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def ticks(self) -> Iterator[Tick]:
+        step = 0
+        for phase in self.phases:
+            for _ in range(phase.steps):
+                rate = self.optimiser.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                yield Tick(step, phase.viewer, rate)
+                step += 1

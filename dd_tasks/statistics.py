@@ -1,0 +1,111 @@
+"""What a frozen network's layers see: moments of their inputs, per sample, per class and over all real data.
+
+Shape letters: N samples, K classes, C channels of the layer. G-VBSM and EDC match these (methods section 4).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dd_tasks.types import Moments
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Of one layer's input over the real data, each the mean over samples of a sample's own channel mean and variance;
+    where the layer is a BatchNorm, `mean_C` and `variance_C` are its running statistics instead."""
+
+    batch_norm: bool
+    mean_C: Tensor
+    variance_C: Tensor
+    mean_KC: Tensor
+    variance_KC: Tensor
+
+
+def watched(net: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers whose inputs are matched, in the order of the module tree: BatchNorm and convolutions."""
+    return tuple(m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.Conv2d))
+
+
+def moments_of(input_NCHW: Tensor) -> Moments:
+    variance_NC, mean_NC = torch.var_mean(input_NCHW, (2, 3), correction=0)
+    return Moments(mean_NC, variance_NC)
+
+
+@contextmanager
+def listening(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Moments]]:
+    """Within the block, every forward pass leaves the moments of these layers' inputs in the dict it yields."""
+    heard: dict[nn.Module, Moments] = {}
+
+    def hear(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        heard[layer] = moments_of(inputs[0])
+
+    handles = [layer.register_forward_pre_hook(hear) for layer in layers]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def measure(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> tuple[tuple[LayerStatistics, ...], Tensor]:
+    """One pass over (pixels_NCHW, labels_N): the statistics of every watched layer, and counts_K of the samples seen.
+
+    A class without samples gets the statistics of all classes. ValueError where there is not one sample.
+    """
+    layers = watched(net)
+    sums: list[Tensor] = []
+    counts_K = torch.zeros(classes, dtype=torch.float64)
+    for pixels_NCHW, labels_N in batches:
+        with listening(layers) as heard:
+            net(pixels_NCHW)
+        readings = [torch.stack([heard[m].mean_NC, heard[m].variance_NC], 1).double().cpu() for m in layers]
+        sums = sums or [torch.zeros(classes, 2, r.shape[2], dtype=torch.float64) for r in readings]
+        labels_N = labels_N.cpu()
+        counts_K.index_add_(0, labels_N, torch.ones(len(labels_N), dtype=torch.float64))
+        for total, reading in zip(sums, readings, strict=True):
+            total.index_add_(0, labels_N, reading)
+    if not sums:
+        raise ValueError("no samples to measure statistics on")
+    return tuple(_summary(m, s, counts_K) for m, s in zip(layers, sums, strict=True)), counts_K
+
+
+def _summary(layer: nn.Module, sums_K2C: Tensor, counts_K: Tensor) -> LayerStatistics:
+    overall_2C = sums_K2C.sum(0) / counts_K.sum()
+    seen = counts_K[:, None, None] > 0
+    classwise_K2C = torch.where(seen, sums_K2C / counts_K.clamp_min(1)[:, None, None], overall_2C)
+    batch_norm = isinstance(layer, nn.BatchNorm2d)
+    if batch_norm and layer.running_mean is not None:
+        overall_2C = torch.stack([layer.running_mean, layer.running_var]).cpu()  # type: ignore[list-item]
+    mean_C, variance_C = overall_2C.float().unbind(0)
+    mean_KC, variance_KC = classwise_K2C.float().unbind(1)
+    return LayerStatistics(batch_norm, mean_C, variance_C, mean_KC, variance_KC)
+
+
+def to_tensors(statistics: tuple[LayerStatistics, ...]) -> dict[str, Tensor]:
+    """For safetensors: `LAYER.FIELD` -> tensor; `from_tensors` reads it back."""
+    tensors: dict[str, Tensor] = {}
+    for i, layer in enumerate(statistics):
+        for field in ("mean_C", "variance_C", "mean_KC", "variance_KC"):
+            tensors[f"{i:04d}.{field}"] = getattr(layer, field).contiguous()
+        tensors[f"{i:04d}.batch_norm"] = torch.tensor(layer.batch_norm)
+    return tensors
+
+
+def from_tensors(tensors: dict[str, Tensor], device: torch.device) -> tuple[LayerStatistics, ...]:
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(tensors):
+        number, field = key.split(".")
+        layers.setdefault(number, {})[field] = tensors[key]
+    return tuple(
+        LayerStatistics(
+            bool(fields["batch_norm"]), **{k: v.to(device) for k, v in fields.items() if k != "batch_norm"}
+        )
+        for fields in layers.values()
+    )

@@ -1,0 +1,113 @@
+"""Students: what a labelled set is worth, as top-1 of networks trained on it from scratch, last epoch.
+
+Shape letters: N images, V views, C channels, S side, K classes.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dd_tasks.augment import own_share, show
+from dd_tasks.committee import ObserverRecipe, accuracy, autocast, compiled, seeded
+from dd_tasks.committee import train as train_on_real
+from dd_tasks.networks import Shape, build
+from dd_tasks.shards import Feed
+from dd_tasks.types import Canvas, Track, Views, untracked
+
+
+@dataclass(frozen=True)
+class StudentRecipe:
+    """EDC's and E2D's student (methods sections 4 and 5c): AdamW; `MSE(logits, labels) + class_weight * CE`; an average of
+    the weights (`ema`) is what is scored; the rate falls along half a cosine of twice the length until `tail` of the
+    epochs are left, then linearly to 0. `hard` trains on the class labels of the same views instead."""
+
+    architecture: str = "convnet3"
+    epochs: int = 300
+    batch: int = 50
+    rate: float = 1e-3
+    weight_decay: float = 0.01
+    class_weight: float = 0.025
+    ema: float = 0.99
+    tail: float = 1 / 6
+    hard: bool = False
+
+
+def rate_at(progress: float, tail: float) -> float:
+    """The share of the peak rate at `progress` in [0, 1]: .5 (1 + cos(pi p / 2)), then linear to 0 over `tail`."""
+    smooth = 0.5 * (1 + math.cos(math.pi * min(progress, 1 - tail) / 2))
+    return smooth if progress < 1 - tail else smooth * (1 - progress) / tail
+
+
+def batches(views: Views, size: int, epochs: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Rows of `views` by epoch, shuffled within each; epochs beyond those stored cycle. A last lone view joins its batch."""
+    stored = int(views.epochs_V.max()) + 1
+    rows_by_epoch = [torch.nonzero(views.epochs_V == e)[:, 0] for e in range(stored)]
+    for epoch in range(epochs):
+        rows = rows_by_epoch[epoch % stored]
+        rows = rows[torch.randperm(len(rows), generator=rng)]
+        parts = list(rows.split(size))
+        if len(parts) > 1 and len(parts[-1]) == 1:  # BatchNorm in training needs two
+            parts[-2:] = [torch.cat(parts[-2:])]
+        yield from parts
+
+
+def train(
+    recipe: StudentRecipe,
+    shape: Shape,
+    canvas: Canvas,
+    views: Views,
+    test: Feed,
+    *,
+    seed: int,
+    device: torch.device,
+    track: Track = untracked,
+) -> float:
+    """Top-1 (a fraction) on `test` of a student trained on the labelled views."""
+    net = seeded(lambda: build(recipe.architecture, shape), seed).to(device, memory_format=torch.channels_last)
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    fast = compiled(net, recipe.epochs * len(canvas), shape.side)
+    optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay)
+    rng = torch.Generator().manual_seed(seed)
+    pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
+    steps = recipe.epochs * max(1, math.ceil(len(canvas) / recipe.batch))
+    every = batches(views, recipe.batch, recipe.epochs, rng)
+    for step, rows in enumerate(track(every, f"student {recipe.architecture} seed {seed}", steps)):
+        optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
+        seen_VCSS = show(pixels_NCSS, views, rows).contiguous(memory_format=torch.channels_last)
+        with autocast(device):  # type: ignore[attr-defined]
+            logits_VK = fast(seen_VCSS)
+        own_V = own_share(views.mix_boxes_V4[rows], shape.side).to(device)
+        classes = targets_N[views.images_V[rows].long()], targets_N[views.partners_V[rows].long()]
+        loss = objective(recipe, logits_VK.float(), views.logits_VK[rows].to(device).float(), classes, own_V)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        averaged.update_parameters(net)
+    return accuracy(averaged.module, test, device)
+
+
+def objective(
+    recipe: StudentRecipe, logits_VK: Tensor, labels_VK: Tensor, classes: tuple[Tensor, Tensor], own_V: Tensor
+) -> Tensor:
+    """The loss on some views: soft labels by MSE plus a little cross-entropy, or cross-entropy alone where `hard`.
+
+    `classes` are those of the views' own images and of their partners; `own_V` the area the former fill.
+    """
+    first_V, second_V = (F.cross_entropy(logits_VK, targets_V, reduction="none") for targets_V in classes)
+    by_class = (own_V * first_V + (1 - own_V) * second_V).mean()
+    if recipe.hard:
+        return by_class
+    return F.mse_loss(logits_VK, labels_VK) + recipe.class_weight * by_class
+
+
+def train_full(
+    architecture: str, shape: Shape, real: Feed, test: Feed, *, epochs: int, seed: int, device: torch.device, track: Track = untracked
+) -> float:
+    """Top-1 (a fraction) on `test` of the same architecture trained on all real data by the observers' recipe."""
+    recipe = ObserverRecipe(architecture, epochs, peak_rate=0.05, batch=min(128, real.samples), seed=seed)
+    return train_on_real(recipe, shape, real, test, device=device, track=track).accuracy

@@ -1,0 +1,90 @@
+"""What a ballot asks of the views: each term is a scalar loss of one observer's reading.
+
+Shape letters: N views, K classes, C channels of a layer. A term that needs state during a panel (an average over steps)
+holds it in the closure that `convene` returns; nothing outlives the panel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd_tasks.statistics import LayerStatistics
+from dd_tasks.types import Moments, Observer, Reading
+
+Closure = Callable[[int, Reading, Tensor], Tensor]  # (seat, reading, targets_N) -> scalar
+
+
+class Term(Protocol):
+    needs_moments: bool
+
+    def convene(self, observers: tuple[Observer, ...]) -> Closure: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean cross-entropy of the observer against the image's class."""
+
+    weight: float = 1.0
+    needs_moments = False
+
+    def convene(self, observers: tuple[Observer, ...]) -> Closure:
+        return lambda seat, reading, targets_N: self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+
+
+@dataclass(frozen=True)
+class SmoothedStatistics:
+    """Distance of the batch's layer statistics to those of the real data (G-VBSM; EDC, methods section 4):
+    `sum_l a_l R_l`, R_l the mean of the distances to the global statistics and to the mean of the batch classes' own;
+    a distance is |mean - mean|_2 + |variance - variance|_2, and a_1 = `first_layer`.
+
+    The batch's statistics are an exponential average over this panel's steps, begun at the first step's value, with
+    straight-through gradient: the value of the average, the gradient of the current batch. `convolutions` adds the inputs
+    of convolutions to those of BatchNorm layers. The matching of 16 x 16 patches of the original is left out.
+    """
+
+    weight: float = 0.1
+    momentum: float = 0.8
+    first_layer: float = 10.0
+    convolutions: bool = True
+    needs_moments = True
+
+    def convene(self, observers: tuple[Observer, ...]) -> Closure:
+        averages: dict[tuple[int, int], Tensor] = {}
+
+        def smoothed(key: tuple[int, int], current: Tensor) -> Tensor:
+            before = averages.get(key, current.detach())
+            averages[key] = self.momentum * before + (1 - self.momentum) * current.detach()
+            return current + (averages[key] - current).detach()
+
+        def loss(seat: int, reading: Reading, targets_N: Tensor) -> Tensor:
+            total = reading.logits_NK.new_zeros(())
+            layers = [
+                (layer, moments)
+                for layer, moments in zip(observers[seat].statistics, reading.moments, strict=True)
+                if layer.batch_norm or self.convolutions
+            ]
+            for i, (layer, moments) in enumerate(layers):
+                gap = _gap(layer, smoothed((seat, i), batch_statistics(moments)), targets_N)
+                total = total + (self.first_layer if i == 0 else 1.0) * gap
+            return self.weight * total
+
+        return loss
+
+
+def batch_statistics(moments: Moments) -> Tensor:
+    """statistics_3C of a batch: mean, mean over samples of a sample's variance, and variance over the whole batch."""
+    variance_C = moments.variance_NC.mean(0)
+    between_C = moments.mean_NC.var(0, correction=0)
+    return torch.stack([moments.mean_NC.mean(0), variance_C, variance_C + between_C])
+
+
+def _gap(layer: LayerStatistics, own_3C: Tensor, targets_N: Tensor) -> Tensor:
+    # BatchNorm's running variance is taken over samples and positions together; the others are within a sample.
+    mean_C, within_C, whole_C = own_3C.float().unbind(0)
+    overall = (mean_C - layer.mean_C).norm() + ((whole_C if layer.batch_norm else within_C) - layer.variance_C).norm()
+    class_mean_C, class_variance_C = layer.mean_KC[targets_N].mean(0), layer.variance_KC[targets_N].mean(0)
+    return 0.5 * overall + 0.5 * ((mean_C - class_mean_C).norm() + (within_C - class_variance_C).norm())

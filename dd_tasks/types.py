@@ -1,0 +1,144 @@
+"""What moves between the parts. Imports torch alone.
+
+Shape letters: N images (slots of a panel or of a canvas), V labelled views, M remembered crops, C channels (3),
+H x W pixels, S the side of a square image, K classes. `pixels` are floats in [0, 1], `images` are uint8; boxes are
+(top, left, height, width) in whole pixels.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Watches a long loop: yields the items unchanged, and may show how far it is."""
+
+    def __call__(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]: ...
+
+
+def untracked(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The Track that shows nothing."""
+    return iter(items)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Distilled images: uint8 `images_NCHW` of classes `targets_N` (int64), and for each the keys of its real sources."""
+
+    images_NCHW: Tensor
+    targets_N: Tensor
+    sources: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets_N)
+
+    def __getitem__(self, slots: slice) -> "Canvas":
+        return Canvas(self.images_NCHW[slots], self.targets_N[slots], self.sources[slots])
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One crop per image: int64 `boxes_N4`, bool `flips_N` (left-right, after the crop)."""
+
+    boxes_N4: Tensor
+    flips_N: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> "Crops":
+        return Crops(self.boxes_N4[rows], self.flips_N[rows])
+
+
+@dataclass(frozen=True)
+class CropMemory:
+    """At most M hard crops an image, on the device. `hardness_NM` is the crop's cross-entropy, -inf where empty."""
+
+    boxes_NM4: Tensor
+    flips_NM: Tensor
+    hardness_NM: Tensor
+
+    @classmethod
+    def empty(cls, images: int, capacity: int, device: torch.device) -> "CropMemory":
+        return cls(
+            torch.zeros(images, capacity, 4, dtype=torch.int64, device=device),
+            torch.zeros(images, capacity, dtype=torch.bool, device=device),
+            torch.full((images, capacity), -torch.inf, device=device),
+        )
+
+    @property
+    def occupied_NM(self) -> Tensor:
+        return self.hardness_NM > -torch.inf
+
+
+@dataclass(frozen=True)
+class Views:
+    """Labelled views, each self-contained: crop `image` by `crops`, paste the partner's crop into `mix_boxes`, and the
+    committee's combined logits of the result are `logits`. A view without a partner has a mix box of height 0.
+
+    `epochs_V`, `images_V`, `partners_V` int32; `mix_boxes_V4` int16 in pixels of the S x S view; `logits_VK` float16.
+    """
+
+    epochs_V: Tensor
+    images_V: Tensor
+    crops: Crops
+    partners_V: Tensor
+    partner_crops: Crops
+    mix_boxes_V4: Tensor
+    logits_VK: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images_V)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one layer's input, per sample and channel, over the positions: `mean_NC` and biased `variance_NC`."""
+
+    mean_NC: Tensor
+    variance_NC: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an observer says of a batch of views; `moments` of its watched layers where asked for."""
+
+    logits_NK: Tensor
+    moments: tuple[Moments, ...] = ()
+
+
+class Observer(Protocol):
+    """A frozen network trained on real data. `statistics` are those of its watched layers over that data."""
+
+    name: str
+    statistics: tuple[Any, ...]
+
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading: ...
+
+    def embed(self, pixels_NCHW: Tensor) -> Tensor: ...
+
+    def batch_statistics(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One step of a schedule: its number from 0, how its crops are chosen, and the pixels' learning rate."""
+
+    step: int
+    viewer: Any
+    rate: float
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Where a panel is made: the committee, the real data's channel mean and std, one generator, one device."""
+
+    observers: tuple[Observer, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rng: torch.Generator
+    device: torch.device
+    track: Track = untracked

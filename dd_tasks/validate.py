@@ -1,0 +1,330 @@
+"""Is an artifact sound? Every way in which it is not, as one line that names the place.
+
+Shape letters: N images, V labelled views, K classes. Whether the claims of an artifact are *true* takes training, and
+is not asked here.
+"""
+
+import io
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ValidationError
+
+from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, parquet_files, view_features
+from dd_tasks.card import columns, download_bytes, rows
+from dd_tasks.codec import BOX, MIX_BOX, PARTNER_BOX, numbers
+from dd_tasks.errors import InputError
+from schemas.card import CardHeader, ClassLabelType, Feature
+from schemas.manifest import FileEntry, Manifest
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+Model = TypeVar("Model", bound=BaseModel)
+TOLERANCE = 1e-6  # of a claim's mean and spread
+SOFT_TOLERANCE = 1e-3  # of the sum of a soft label
+
+
+def validate(path: Path) -> list[str]:
+    """The problems of the artifact, each one line; none if it is sound. Reads all of it, runs nothing from it.
+
+    Raises InputError where `path` is no folder.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: {'is not a folder' if path.exists() else 'does not exist'}")
+    return list(_problems(path))
+
+
+def _problems(path: Path) -> Iterator[str]:
+    manifest, problems = _manifest(path)
+    yield from problems
+    if manifest is None:
+        return
+    yield from _files(path, manifest)
+    header, problems = _header(path)
+    yield from problems
+    if header:
+        yield from _header_agrees(header, manifest)
+    yield from _claims(manifest)
+    if len(set(manifest.classes)) < len(manifest.classes):
+        yield f"{MANIFEST}: classes: some names occur twice"
+        return
+    yield from _images(path, manifest)
+    yield from _views(path, manifest)
+
+
+def _model(model: type[Model], fields: object, place: str) -> tuple[Model | None, list[str]]:
+    try:
+        return model.model_validate(fields), []
+    except ValidationError as error:
+        lines = [f"{place}: {'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors()]
+        return None, [line.replace("\n", " ") for line in lines]
+
+
+def _manifest(path: Path) -> tuple[Manifest | None, list[str]]:
+    try:
+        fields = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return None, [f"{MANIFEST}: cannot be read: {_line(error)}"]
+    return _model(Manifest, fields, MANIFEST)
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---- files
+
+
+def _files(path: Path, manifest: Manifest) -> Iterator[str]:
+    for name, entry in sorted(manifest.files.items()):
+        if problem := _file(path, name, entry):
+            yield f"{name}: {problem}"
+    found = {file.relative_to(path) for file in path.rglob("*") if file.is_file()}
+    visible = {name.as_posix() for name in found if not name.parts[0].startswith(".")}  # .git and the like are not ours
+    for name in sorted(visible - set(manifest.files) - {CARD, MANIFEST}):
+        yield f"{name}: is not listed in {MANIFEST}"
+    label_bytes = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith("soft_labels/"))
+    if manifest.labels.bytes != label_bytes:
+        yield f"{MANIFEST}: labels.bytes is {manifest.labels.bytes}, the files have {label_bytes}"
+
+
+def _file(path: Path, name: str, entry: FileEntry) -> str:
+    """What is wrong with a listed file; empty if nothing."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return "leads out of the folder"
+    try:
+        if not (path / name).is_file():
+            return "is missing"
+        if (size := (path / name).stat().st_size) != entry.bytes:
+            return f"has {size} bytes, {MANIFEST} says {entry.bytes}"
+        return "" if file_entry(path / name) == entry else f"its checksum is not the one in {MANIFEST}"
+    except OSError as error:
+        return f"cannot be read: {_line(error)}"
+
+
+# ---- card
+
+
+def _header(path: Path) -> tuple[CardHeader | None, list[str]]:
+    try:
+        text = (path / CARD).read_text(encoding="utf-8")
+        opening, separator, rest = text.partition("---\n")
+        fields, closing, _ = rest.partition("\n---\n")
+        if opening or not separator or not closing:
+            return None, [f"{CARD}: has no YAML header between two lines of ---"]
+        return _model(CardHeader, yaml.safe_load(fields), f"{CARD} header")
+    except Exception as error:  # broken YAML makes the reader raise KeyError and others, too
+        return None, [f"{CARD}: cannot be read: {_line(error)}"]
+
+
+def _header_agrees(header: CardHeader, manifest: Manifest) -> Iterator[str]:
+    wanted = columns(manifest)
+    if (found := [info.config_name for info in header.dataset_info]) != list(wanted):
+        yield f"{CARD} header: names the tables {', '.join(found)}, by {MANIFEST} it should be {', '.join(wanted)}"
+        return
+    for config, info in zip(header.configs, header.dataset_info, strict=True):
+        table, place = info.config_name, f"{CARD} header: {info.config_name}"
+        if [files.path for files in config.data_files] != [f"{table}/train-*.parquet"]:
+            yield f"{place}: data_files must be {table}/train-*.parquet"
+        for what, says, wants in (
+            ("num_examples", info.splits[0].num_examples, rows(manifest)[table]),
+            ("download_size", info.download_size, download_bytes(manifest, table)),
+        ):
+            if says != wants:
+                yield f"{place}: {what} is {says}, by {MANIFEST} it should be {wants}"
+        yield from (f"{place}: {line}" for line in _columns_differ(info.features, wanted[table]))
+
+
+def _columns_differ(found: list[Feature], wanted: list[Feature]) -> Iterator[str]:
+    if [column.name for column in found] != [column.name for column in wanted]:
+        yield f"columns are {', '.join(column.name for column in found)}"
+        return
+    for is_, should in zip(found, wanted, strict=True):
+        if is_ == should:
+            continue
+        both_named = isinstance(is_.dtype, ClassLabelType) and isinstance(should.dtype, ClassLabelType)
+        yield f"column {is_.name}: {'class names differ from' if both_named else 'type is not as by'} {MANIFEST}"
+
+
+# ---- claims
+
+
+def _claims(manifest: Manifest) -> Iterator[str]:
+    for i, claim in enumerate(manifest.claims):
+        place = f"{MANIFEST}: claims.{i} ({claim.row}, {claim.student})"
+        if not all(0 <= accuracy <= 1 for accuracy in claim.accuracies):
+            yield f"{place}: an accuracy is not within 0..1"
+            continue
+        std = statistics.stdev(claim.accuracies) if len(claim.accuracies) > 1 else 0.0
+        for what, said, is_ in (("mean", claim.mean, statistics.fmean(claim.accuracies)), ("std", claim.std, std)):
+            if not math.isclose(said, is_, rel_tol=0, abs_tol=TOLERANCE):
+                yield f"{place}: {what} is {said}, its accuracies give {is_:.6f}"
+
+
+# ---- tables
+
+
+def _tables(path: Path, name: str, features: "Features", rows: int) -> Iterator[tuple[str, int, pa.Table | None, str]]:
+    """Of each file of the table: its place, the number of its first row, and its rows or else a problem."""
+    files, row = parquet_files(path, name), 0
+    if not files:
+        yield name, 0, None, "has no Parquet file"
+    for file in files:
+        place = file.relative_to(path).as_posix()
+        table, problem = _parquet(file, features)
+        yield place, row, table, problem
+        if table is None:
+            return
+        row += len(table)
+    if files and row != rows:
+        yield name, 0, None, f"has {row} rows, by {MANIFEST} it should be {rows}"
+
+
+def _parquet(file: Path, features: "Features") -> tuple[pa.Table | None, str]:
+    try:
+        table = pq.ParquetFile(file).read()
+        table.validate(full=True)
+    except Exception as error:  # whatever a broken file makes the reader raise is a problem of that file
+        return None, f"cannot be read: {_line(error)}"
+    wanted = features.arrow_schema
+    if table.schema.names != wanted.names:
+        return None, f"columns are {', '.join(table.schema.names)}"
+    for found, field in zip(table.schema, wanted, strict=True):
+        if not found.type.equals(field.type):
+            return None, f"column {field.name} is {found.type} instead of {field.type}"
+        if _has_nulls(table[field.name]):
+            return None, f"column {field.name} has missing values"
+    if not _same_metadata(table.schema, wanted):
+        return None, f"class names or column types in the schema's metadata are not as by {MANIFEST}"
+    return table, ""
+
+
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_struct(column.type):
+        return column.null_count > 0 or pc.struct_field(column, "bytes").null_count > 0
+    inner = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+    return column.null_count > 0 or (inner and pc.list_flatten(column).null_count > 0)
+
+
+def _same_metadata(found: pa.Schema, wanted: pa.Schema) -> bool:
+    try:
+        is_, should = (json.loads(schema.metadata[b"huggingface"]) for schema in (found, wanted))
+        return is_["info"]["features"] == should["info"]["features"]
+    except (TypeError, KeyError, ValueError):
+        return False
+
+
+def _where(place: str, first_row: int, wrong: np.ndarray, what: str) -> Iterator[str]:
+    """One line for all rows that are wrong, naming the first."""
+    if len(rows := np.flatnonzero(wrong)):
+        others = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        yield f"{place}: row {first_row + rows[0]}{others}: {what}"
+
+
+def _images(path: Path, manifest: Manifest) -> Iterator[str]:
+    classes = len(manifest.classes)
+    pairs = [np.zeros((0, 2), np.int64)]
+    for place, first, table, problem in _tables(
+        path, "images", image_features(manifest.classes), rows(manifest)["images"]
+    ):
+        if table is None:
+            yield f"{place}: {problem}"
+            continue
+        label, slot, soft = (numbers(table, name) for name in ("label", "slot", "soft_label"))
+        outside = (label < 0) | (label >= classes)
+        yield from _where(place, first, outside, f"label is not within 0..{classes - 1}")
+        yield from _where(
+            place, first, (slot < 0) | (slot >= manifest.ipc), f"slot is not within 0..{manifest.ipc - 1}"
+        )
+        yield from _where(place, first, ~np.isfinite(soft).all(1), "soft_label is not finite")
+        bad = (soft < 0).any(1) | (np.abs(soft.astype(np.float64).sum(1) - 1) > SOFT_TOLERANCE)
+        yield from _where(place, first, bad, "soft_label is no probability distribution")
+        yield from _pictures(place, first, table, manifest.side)
+        pairs.append(np.stack([label, slot], 1)[~outside])
+    yield from _balance(np.concatenate(pairs), manifest)
+
+
+def _balance(label_slot_N2: np.ndarray, manifest: Manifest) -> Iterator[str]:
+    if not len(label_slot_N2):
+        return
+    for i, count in enumerate(np.bincount(label_slot_N2[:, 0], minlength=len(manifest.classes))):
+        if count != manifest.ipc:
+            yield f"images: class {i} ({manifest.classes[i]}) has {count} images instead of {manifest.ipc}"
+    unique, counts = np.unique(label_slot_N2, axis=0, return_counts=True)
+    for label, slot in unique[counts > 1][:1]:
+        yield f"images: slot {slot} of class {label} ({manifest.classes[label]}) occurs more than once"
+
+
+def _pictures(place: str, first: int, table: pa.Table, side: int) -> Iterator[str]:
+    found = [_picture(file, side) for file in pc.struct_field(table["image"], "bytes").to_pylist()]
+    for problem in sorted(set(filter(None, found))):
+        yield from _where(place, first, np.array([line == problem for line in found]), problem)
+
+
+def _picture(file: bytes, side: int) -> str:
+    """What is wrong with the PNG file; empty if nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow only warns of some broken or huge files
+            image = Image.open(io.BytesIO(file), formats=["PNG"])
+            if (image.mode, image.size) != ("RGB", (side, side)):
+                return f"image is {image.width} x {image.height} {image.mode} instead of {side} x {side} RGB"
+            image.load()
+    except Exception as error:  # whatever a broken file makes the decoder raise is a problem of that image
+        return (
+            "image is no PNG" if isinstance(error, UnidentifiedImageError) else f"image cannot be read: {_line(error)}"
+        )
+    return ""
+
+
+def _views(path: Path, manifest: Manifest) -> Iterator[str]:
+    if not manifest.labels.views:
+        return
+    seen = [np.zeros((0, 2), np.int64)]
+    tables = _tables(path, "soft_labels", view_features(len(manifest.classes)), manifest.labels.views)
+    for place, first, table, problem in tables:
+        if table is None:
+            yield f"{place}: {problem}"
+            continue
+        for wrong, what in _wrong_views(table, manifest):
+            yield from _where(place, first, wrong, what)
+        seen.append(np.stack([numbers(table, "epoch"), numbers(table, "image")], 1).astype(np.int64))
+    yield from _epochs(np.concatenate(seen), manifest)
+
+
+def _wrong_views(table: pa.Table, manifest: Manifest) -> Iterator[tuple[np.ndarray, str]]:
+    images, side = rows(manifest)["images"], manifest.side
+    column = {name: numbers(table, name) for name in table.column_names}
+    mixed = column["mix_height"] != 0
+    for name, counts in (("image", True), ("partner", mixed)):
+        yield counts & ((column[name] < 0) | (column[name] >= images)), f"{name} is not within 0..{images - 1}"
+    for name, box, counts in (("crop", BOX, True), ("partner's crop", PARTNER_BOX, mixed), ("mix box", MIX_BOX, mixed)):
+        top, left, height, width = (column[edge].astype(np.int64) for edge in box)
+        outside = (top < 0) | (left < 0) | (height < 1) | (width < 1) | (top + height > side) | (left + width > side)
+        yield counts & outside, f"{name} is not inside of {side} x {side} pixels"
+    yield ~np.isfinite(column["logits"]).all(1), "logits are not finite"
+
+
+def _epochs(epoch_image_V2: np.ndarray, manifest: Manifest) -> Iterator[str]:
+    if not len(epoch_image_V2):
+        return
+    found, epochs = np.unique(epoch_image_V2[:, 0]), manifest.labels.epochs
+    if len(found) != epochs or (found != np.arange(epochs)).any():
+        yield f"soft_labels: epochs are {found[0]}..{found[-1]} ({len(found)} of them), {MANIFEST} says 0..{epochs - 1}"
+    unique, counts = np.unique(epoch_image_V2, axis=0, return_counts=True)
+    for epoch, image in unique[counts > 1][:1]:
+        yield f"soft_labels: image {image} has more than one view in epoch {epoch}"

@@ -1,0 +1,169 @@
+"""From a specification to what the flow runs, and from its results to the artifact."""
+
+import importlib.metadata
+import logging
+import resource
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+from dd_tasks import artifact, presets, recipe, report, validate
+from dd_tasks.committee import Member, ObserverRecipe, named
+from dd_tasks.networks import builder
+from dd_tasks.pictures import preview
+from dd_tasks.recipe import Recipe, identity, plain
+from dd_tasks.shards import Source
+from dd_tasks.store import Ref
+from dd_tasks.students import StudentRecipe
+from flows.settings import Settings
+from flows.tasks import Data, Seat, facts_of, get_canvas, get_views, machine, stage, store_of
+from schemas.manifest import Claim, Cost, LabelInfo, Manifest, ObserverEntry, QuarantinedSample, SourceData, SourceShard
+from schemas.spec import RunSpec
+
+log = logging.getLogger(__name__)
+Row = tuple[str, str, int]  # row, student, epochs
+VERSIONS = ("retort", "torch", "torchvision", "datasets", "pyarrow", "prefect")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A specification with its names resolved."""
+
+    spec: RunSpec
+    recipe: Recipe
+    observers: tuple[Member, ...]
+    students: tuple[StudentRecipe, ...]
+
+    @property
+    def rows(self) -> Iterable[tuple[StudentRecipe, bool]]:
+        """Each student on soft labels and, where asked for, on hard ones."""
+        for student in self.students:
+            yield student, False
+            if self.spec.hard_rows:
+                yield replace(student, hard=True), True
+
+    def row(self, data: str, student: StudentRecipe) -> Row:
+        return f"{data}_hard" if student.hard else data, student.architecture, student.epochs
+
+    def full_row(self, architecture: str) -> Row:
+        return "full", architecture, self.spec.full_epochs
+
+
+def resolve(spec: RunSpec, data: Data) -> Run:
+    """InputError for a name or an override that means nothing."""
+    return resolve_at(spec, data.side)
+
+
+def resolve_at(spec: RunSpec, side: int) -> Run:
+    """The run at this image side; needs no data. Overrides go to the recipe, the student or the observers."""
+    method: Recipe = presets.preset(spec.preset, side=side)
+    student = StudentRecipe(epochs=spec.student_epochs, batch=spec.student_batch)
+    observers = named(spec.committee)
+    for path, text in spec.overrides.items():
+        head, _, rest = path.partition(".")
+        if head == "student" and rest:
+            student = recipe.override(student, rest, text)
+        elif head == "observers" and rest:
+            observers = tuple(recipe.override(o, rest, text) for o in observers)
+        else:
+            method = recipe.override(method, path, text)
+    for name in (*spec.students, *(o.architecture for o in observers)):
+        builder(name)
+    return Run(spec, method, observers, tuple(replace(student, architecture=name) for name in spec.students))
+
+
+def claims_of(measured: list[tuple[Row, int, Ref]], split: str, settings: Settings) -> list[Claim]:
+    """One claim a row: last-epoch top-1 by seed, mean and sample standard deviation."""
+    by_row: dict[Row, list[tuple[int, Mapping[str, Any]]]] = {}
+    for row, seed, ref in measured:
+        by_row.setdefault(row, []).append((seed, facts_of(ref, settings)))
+    claims = []
+    for (row, student, epochs), found in by_row.items():
+        accuracies = [facts["accuracy"] for _, facts in found]
+        claims.append(
+            Claim(
+                row=row, student=student, epochs=epochs, split=split, seeds=[seed for seed, _ in found],  # type: ignore[arg-type]
+                accuracies=accuracies, mean=statistics.fmean(accuracies),
+                std=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+                seconds=round(sum(facts["seconds"] for _, facts in found), 1),
+            )
+        )  # fmt: skip
+    return claims
+
+
+def _source(source: Source, data: Data | None = None) -> SourceData:
+    index = source.index
+    shards = [SourceShard(**entry.model_dump()) for entry in index.shards]
+    faults = [QuarantinedSample(shard=f.shard, key=f.key, reason=f.reason) for f in (data.faults if data else ())]
+    return SourceData(digest=source.digest, shards=shards, samples=index.samples, quarantined=faults)
+
+
+def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
+    facts = facts_of(seat.weights, settings)
+    return ObserverEntry(
+        name=seat.recipe.name, architecture=seat.recipe.architecture, epochs=facts["epochs"],
+        accuracy=facts["accuracy"], digest=seat.weights.digest, seconds=facts["seconds"],
+    )  # fmt: skip
+
+
+@stage("assemble")
+def assemble(
+    run: Run, data: Data, seats: tuple[Seat, ...], first: Ref, panels: tuple[Ref, ...], canvas: Ref, labels: Ref,
+    measured: list[tuple[Row, int, Ref]], out: Path, settings: Settings, command: str,
+) -> Manifest:  # fmt: skip
+    """Write the artifact folder; it is validated before it takes its name."""
+    spec, shape = run.spec, data.shape
+    finished, begun, views = get_canvas(canvas, settings), get_canvas(first, settings), get_views(labels, settings)
+    claims = claims_of(measured, "test" if data.test else "held-out", settings)
+    stages = {
+        "observers": [s.weights for s in seats], "statistics": [s.statistics for s in seats], "choose": [first],
+        "recover": list(panels), "relabel": [labels], "students": [ref for _, _, ref in measured],
+    }  # fmt: skip
+    seconds = {name: round(sum(facts_of(r, settings)["seconds"] for r in refs), 1) for name, refs in stages.items()}
+    draft = Manifest(
+        name=spec.name or out.resolve().name, preset=spec.preset, recipe=plain(run.recipe), seed=spec.seed, ipc=spec.ipc, license=spec.license,
+        identity=identity("run", 1, canvas=canvas.digest, labels=labels.digest), classes=data.source.index.classes,
+        side=data.side, mean=shape.mean, std=shape.std, source=_source(data.source, data),
+        test=_source(data.test) if data.test else None, held_out=data.held_out,
+        observers=[_observer(seat, settings) for seat in seats],
+        labels=LabelInfo(
+            codec="exact", epochs=run.recipe.labeller.epochs, views=len(views), bytes=0,
+            batch_statistics=getattr(run.recipe.labeller, "batch_statistics", None),
+        ),
+        claims=claims, command=command, files={},
+        cost=Cost(
+            image_updates=sum(facts_of(panel, settings)["image_updates"] for panel in panels), seconds=seconds,
+            peak_memory_bytes=peak_memory(), machine=machine(),
+        ),
+        versions={"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in VERSIONS},
+    )  # fmt: skip
+    story = story_of(run, begun.images_NCHW, panels, settings)
+    pictures = {
+        "preview.png": preview(begun.images_NCHW, finished.images_NCHW, finished.targets_N, draft.classes),
+        "story.safetensors": story.to_bytes(),
+        "report.html": report.render(draft, finished, story).encode(),
+    }
+    return artifact.write(out, finished, views, draft, pictures, overwrite=True, check=validate.validate)
+
+
+def story_of(run: Run, before_NCHW: torch.Tensor, panels: tuple[Ref, ...], settings: Settings) -> report.Story:
+    """The curves of every panel and where exploitation looked, for the report."""
+    curves = [store_of(settings).get(panel).tensors["curves"] for panel in panels]
+    phases = run.recipe.schedule.phases
+    return report.Story(
+        before_NCHW, tuple(c["loss_T"] for c in curves), tuple(c["remembered_T"] for c in curves),
+        torch.cat([c["gaze_NSS"] for c in curves]), phases[0].steps if phases else 0,
+    )  # fmt: skip
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where one was used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

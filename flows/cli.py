@@ -1,0 +1,267 @@
+"""`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from schemas.spec import RunSpec
+
+app = typer.Typer(
+    name="retort", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Distil a labelled image dataset into a few images per class with soft labels.",
+)  # fmt: skip
+shards_app = typer.Typer(no_args_is_help=True, help="Pack and check WebDataset shards.")
+committee_app = typer.Typer(no_args_is_help=True, help="Train or import the observers.")
+app.add_typer(shards_app, name="shards")
+app.add_typer(committee_app, name="committee")
+
+Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
+Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
+
+
+@app.command()
+def run(
+    preset: Annotated[str, typer.Argument(help="A method (`retort presets`), or the path of a SPEC.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the artifact.")] = Path("runs/dataset"),
+    shards: Shards = None,
+    test: Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
+    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    committee: Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Students a row.")] = None,
+    student_epochs: Annotated[int | None, typer.Option(help="Epochs of a student.")] = None,
+    student_batch: Annotated[int | None, typer.Option(help="Views a batch of a student.")] = None,
+    full_epochs: Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")] = None,
+    hard_rows: Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    panel: Annotated[int | None, typer.Option(help="Images recovered together.")] = None,
+    tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the report here.")] = None,
+    store: Store = "runs/store",
+    device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and the plan, and stop.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Distil shards into a dataset: train the committee, recover, relabel, score, validate, report."""
+    given = {
+        "shards": shards, "test": test, "ipc": ipc, "side": side, "committee": committee, "students": student,
+        "seeds": seeds, "student_epochs": student_epochs, "student_batch": student_batch, "full_epochs": full_epochs,
+        "hard_rows": hard_rows, "seed": seed, "panel": panel, "tolerate": tolerate,
+        "set": _overrides(override) if override else None,
+    }  # fmt: skip
+    spec = _spec(preset, {key: value for key, value in given.items() if value is not None})
+    from flows import launch
+
+    if dry_run:
+        launch.show_plan(spec, out)
+    else:
+        launch.run(spec, out, report, _settings(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
+
+
+@app.command()
+def presets() -> None:
+    """The methods: paper, parts and cost."""
+    from flows import launch
+
+    launch.show_presets()
+
+
+@app.command()
+def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")]) -> None:
+    """Check an artifact: schema, checksums, counts, labels, images. Exit 0 when sound, 1 with a list of what is wrong."""
+    from dd_tasks.validate import validate as problems_of
+
+    problems = problems_of(path)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise SystemExit(1)
+    print(f"{path}: valid")
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write the HTML report of an artifact again."""
+    from flows import launch
+
+    launch.write_report(path, out)
+
+
+@shards_app.command("pack")
+def pack(
+    source: Annotated[str, typer.Argument(help="Folder of class folders, `digits`, or a Hugging Face dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    image_column: Annotated[str | None, typer.Option(help="Default: the only image column.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Default: the only class column.")] = None,
+    side: Annotated[int, typer.Option(help="Pixels a side of `digits`.")] = 16,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 10_000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
+) -> None:
+    """Pack images into WebDataset shards with an index.json."""
+    from dd_tasks import packing
+    from flows import console
+
+    console.start()
+    if source == "digits":
+        classes, samples = packing.digits_samples(split, side=side)
+    elif Path(source).is_dir() and not packing.is_dataset(Path(source)):
+        classes, samples = packing.folder_samples(Path(source))
+    else:
+        classes, samples = packing.dataset_samples(source, split, image_column, label_column)
+    index = packing.pack(
+        samples, classes, out, prefix=split, samples_per_shard=samples_per_shard, track=console.track, overwrite=overwrite
+    )
+    print(f"{out}: {index.samples} images of {len(index.classes)} classes in {len(index.shards)} shards")
+
+
+@shards_app.command("check")
+def check(
+    patterns: Annotated[list[str], typer.Argument(help="Globs, brace patterns or URLs of shards.")],
+    tolerate: Tolerate = 0,
+) -> None:
+    """Read every sample. Exit 0 when sound, 1 with a list of what is wrong."""
+    from dd_tasks import packing
+    from dd_tasks.shards import Quarantine
+    from flows import console
+
+    console.start()
+    problems = packing.check(patterns, quarantine=Quarantine(tolerate), track=console.track)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise SystemExit(1)
+    print("sound")
+
+
+@committee_app.command("train")
+def train(
+    shards: Annotated[list[str], typer.Option(help="Globs, brace patterns or URLs of shards.")],
+    committee: Annotated[str, typer.Argument(help="A committee by name.")] = "small",
+    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    tolerate: Tolerate = 0,
+    keep_every: Annotated[int, typer.Option(help="Keep a checkpoint every k epochs.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the committee's own.")] = None,
+    store: Store = "runs/store",
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Train a committee into the store; later runs on the same shards find it there."""
+    from flows import launch
+
+    launch.train(committee, tuple(shards), side, tolerate, keep_every, epochs, _settings(store, device, verbose))
+
+
+@committee_app.command("import")
+def import_(
+    architecture: Annotated[str, typer.Argument(help="timm/NAME, torchvision/NAME or one of ours.")],
+    shards: Annotated[list[str], typer.Option(help="Shards to measure its statistics on.")],
+    weights: Annotated[str, typer.Option(help="A .safetensors file, or ORG/NAME on the Hub.")],
+    sha256: Annotated[str, typer.Option(help="Of the weights file; they are refused when it differs.")],
+    committee: Annotated[Path, typer.Option(help="Committee file it joins.")] = Path("committee.json"),
+    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    store: Store = "runs/store",
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Seat a pre-trained network: check its weights, measure accuracy and statistics on the shards."""
+    from flows import launch
+
+    from dd_tasks.committee import Imported
+
+    member = Imported(architecture, weights, sha256.lower())
+    launch.import_observer(member, tuple(shards), committee, side, _settings(store, device, verbose))
+
+
+def _settings(store: str, device: str, verbose: bool) -> "Settings":
+    from flows import console
+    from flows.settings import Settings
+
+    console.start(verbose)
+    return Settings(store=store, device=device)
+
+
+def _overrides(pairs: list[str]) -> dict[str, str]:
+    from dd_tasks.errors import InputError
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--set {pair!r}: expected part.field=value")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _spec(preset: str, given: dict[str, Any]) -> "RunSpec":
+    """The run as specified by a SPEC.yaml and the options, options first. InputError for what does not fit."""
+    from pydantic import ValidationError
+
+    from dd_tasks.errors import InputError
+    from schemas.spec import RunSpec
+
+    values: dict[str, Any] = {"preset": preset}
+    if preset.endswith((".yaml", ".yml")):
+        values = _yaml(Path(preset))
+    elif "shards" not in given or "ipc" not in given:
+        raise InputError(f"run {preset}: --{'ipc' if 'shards' in given else 'shards'} is missing")
+    try:
+        return RunSpec(**{**values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{place} {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    from dd_tasks.errors import InputError
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of parameters, found {type(values).__name__}")
+    return values
+
+
+def main() -> None:
+    """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say)."""
+    from flows.settings import prepare_environment
+
+    prepare_environment()
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("retort: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        line = _one_line(error)
+        if line is None:
+            raise
+        print(f"retort: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _one_line(error: ValueError | OSError) -> str | None:
+    from dd_tasks.errors import InputError
+
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error.strerror or error)
+    return None

@@ -1,0 +1,62 @@
+"""@flow distill_dataset: the main job, as the method section of a paper would tell it."""
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from dd_tasks.initialise import WholeImages
+from flows.assemble import assemble, resolve
+from flows.committee import train_committee
+from flows.settings import Settings
+from flows.tasks import (
+    choose_images, draw_candidates, gather, index_shards, panels_of, recover_panel, relabel, seed_of, train_full_student,
+    train_student,
+)  # fmt: skip
+from schemas.manifest import Manifest
+from schemas.spec import RunSpec
+
+
+@flow(name="distill-dataset", task_runner=ThreadPoolTaskRunner(max_workers=1))
+def distill_dataset(spec: RunSpec, out: Path, settings: Settings = Settings(), command: str = "") -> Manifest:
+    """Distil the shards of `spec` into the artifact `out`. Finished stages found in the store are not repeated."""
+    # The real data is indexed, and a part of it kept from the observers for every choice made on the way.
+    data = index_shards(spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc)
+    run = resolve(spec, data)
+    recipe, begin = run.recipe, run.recipe.initialiser
+
+    # Candidates are drawn first: a class with too few images is noticed before hours of training.
+    candidates = draw_candidates(begin, spec.ipc, data, seed_of(spec.seed, "candidates"), settings)
+    draws = [seed_of(spec.seed, "random", i) for i in range(spec.seeds)]
+    lots = [draw_candidates(WholeImages(), spec.ipc, data, seed, settings) for seed in draws]
+
+    # Squeeze: observers learn the real data and are frozen.
+    seats = train_committee(run.observers, data, settings)
+
+    # Recover: chosen real images are optimised, panel by panel, through exploration and exploitation.
+    first = choose_images(begin, candidates, seats, spec.ipc, data, seed_of(spec.seed, "choose"), settings)
+    panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
+    recovered = [recover_panel.submit(recipe, first, panel, seats, data, settings) for panel in panels]
+    finished = tuple(panel.result() for panel in recovered)
+    canvas = gather(finished, settings)
+
+    # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed.
+    labels = relabel(recipe.labeller, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
+    random = [choose_images(WholeImages(), lot, seats, spec.ipc, data, s, settings) for lot, s in zip(lots, draws)]
+    random_labels = [relabel(recipe.labeller, r, seats, data, s, settings, "random") for r, s in zip(random, draws)]
+
+    # Train students: every row under the same recipe, last epoch, one student a seed.
+    scores = []
+    for student, hard in run.rows:
+        for seed in range(spec.seeds):
+            ours = train_student.submit(student, canvas, labels, data, seed, settings, "distilled images")
+            theirs = train_student.submit(student, random[seed], random_labels[seed], data, seed, settings, "random images")
+            scores += [(run.row("distilled", student), seed, ours), (run.row("random", student), seed, theirs)]
+    for architecture in spec.students if spec.full_epochs else ():
+        for seed in range(spec.seeds):
+            full = train_full_student.submit(architecture, spec.full_epochs, data, seed, settings)
+            scores.append((run.full_row(architecture), seed, full))
+    measured = [(row, seed, score.result()) for row, seed, score in scores]
+
+    # Assemble, validate, and only then put in place.
+    return assemble(run, data, seats, first, finished, canvas, labels, measured, out, settings, command)

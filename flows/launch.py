@@ -1,0 +1,169 @@
+"""What the commands do: checks that need no server first, then the flow, then what a user wants to see of it."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dd_tasks import artifact, presets, report
+from dd_tasks.committee import Imported, Member, named, read_committee
+from dd_tasks.errors import InputError
+from dd_tasks.networks import builder
+from dd_tasks.recipe import plain
+from dd_tasks.shards import expand
+from dd_tasks.store import Store
+from flows.settings import Settings
+from schemas.manifest import Manifest
+from schemas.spec import RunSpec
+
+SIDE_FOR_PLAN = 32
+
+
+def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command: str) -> None:
+    artifact.check_out(out)
+    check_places(spec.shards + spec.test, settings)
+    from flows.assemble import resolve_at
+
+    resolve_at(spec, spec.side or SIDE_FOR_PLAN)
+    from flows.distill import distill_dataset
+
+    manifest = distill_dataset(spec, out, settings, command)
+    if page is not None:
+        _write(page, (out / "assets" / "report.html").read_bytes())
+    show_result(manifest, out, page)
+
+
+def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
+    """InputError unless every pattern matches, the store can be written and the device is here."""
+    expand(patterns)
+    Store(settings.store)
+    from flows.tasks import device_of
+
+    device_of(settings)
+
+
+def _shown(width: int) -> Console:
+    """Standard output; `width` columns wide where it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def show_result(manifest: Manifest, out: Path, page: Path | None) -> None:
+    """The final table, and the lines that load the result."""
+    table = Table(title=f"{manifest.name}: top-1 of students on {manifest.claims[0].split} images, last epoch")
+    for column in ("images", "student", "epochs", "n", "mean ± std", "seconds"):
+        table.add_column(column, justify="left" if column in ("images", "student") else "right")
+    for claim in manifest.claims:
+        score = f"{100 * claim.mean:.1f} ± {100 * claim.std:.1f}"
+        table.add_row(
+            claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)), score, f"{claim.seconds:.0f}"
+        )
+    shown = _shown(100)
+    shown.print(table)
+    shown.print(f"\nreport: {page or out / 'assets' / 'report.html'}\nload it with\n", highlight=False)
+    shown.print("    from datasets import load_dataset", highlight=False)
+    shown.print(f'    images = load_dataset("{out}", split="train")', highlight=False, soft_wrap=True)
+
+
+def show_plan(spec: RunSpec, out: Path) -> None:
+    """The resolved recipe and what a run would do, as YAML; nothing is computed."""
+    import yaml
+
+    from flows.assemble import resolve_at
+
+    artifact.check_out(out)
+    resolved = resolve_at(spec, spec.side or SIDE_FOR_PLAN)
+    urls = expand(spec.shards)
+    plan = {
+        "shards": len(urls),
+        "test shards": len(expand(spec.test)) if spec.test else 0,
+        "observers": [f"{o.name}, {o.epochs} epochs" for o in resolved.observers],
+        "images per class": spec.ipc,
+        "steps": resolved.recipe.schedule.steps,
+        "image-updates per image, at most": resolved.recipe.schedule.steps * _seated(resolved.recipe),
+        "labelled views per image": resolved.recipe.labeller.epochs,
+        "students": [f"{s.architecture}, {s.epochs} epochs, {spec.seeds} seeds" for s in resolved.students],
+        "out": str(out),
+    }
+    print(yaml.safe_dump({"recipe": plain(resolved.recipe), "plan": plan}, sort_keys=False), end="")
+
+
+def _seated(recipe: object) -> int:
+    """Observers an image meets in one step."""
+    from dd_tasks.types import Tick
+
+    return sum(len(ballot.voters.seated(Tick(0, None, 0.0), 1)) for ballot in recipe.ballots)  # type: ignore[attr-defined]
+
+
+def show_presets() -> None:
+    table = Table(title="presets")
+    for column in ("preset", "what it is", "initialiser", "voters", "terms", "steps", "labels"):
+        table.add_column(column)
+    for name, make in presets.PRESETS.items():
+        recipe = make(side=SIDE_FOR_PLAN)
+        voters = ", ".join(type(b.voters).__name__ for b in recipe.ballots)
+        terms = " + ".join(type(t).__name__ for b in recipe.ballots for t in b.terms)
+        labeller = recipe.labeller
+        table.add_row(
+            name, (make.__doc__ or "").splitlines()[0], type(recipe.initialiser).__name__, voters, terms,
+            str(recipe.schedule.steps), f"{type(labeller).__name__}, {labeller.epochs} views an image",
+        )  # fmt: skip
+    _shown(140).print(table)
+
+
+def write_report(path: Path, out: Path) -> None:
+    loaded = artifact.read(path)
+    kept = path / "assets" / "story.safetensors"
+    if not kept.exists():
+        raise InputError(f"{path} keeps no story (assets/{kept.name}); the report cannot be written again")
+    story = report.Story.from_bytes(kept.read_bytes())
+    _write(out, report.render(loaded.manifest, loaded.canvas, story).encode())
+    print(out)
+
+
+def _write(page: Path, content: bytes) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_bytes(content)
+
+
+def train(
+    name: str, patterns: tuple[str, ...], side: int | None, tolerate: int, keep_every: int, epochs: int | None,
+    settings: Settings,
+) -> None:  # fmt: skip
+    members = tuple(
+        m if isinstance(m, Imported) else replace(m, keep_every=keep_every, epochs=epochs or m.epochs) for m in named(name)
+    )
+    check_places(patterns, settings)
+    _seat(members, patterns, side, tolerate, settings)
+
+
+def import_observer(
+    member: Imported, patterns: tuple[str, ...], committee: Path, side: int | None, settings: Settings
+) -> None:
+    """Check the observer in, then add it to the committee file."""
+    builder(member.architecture)
+    others = read_committee(committee) if committee.exists() else ()
+    check_places(patterns, settings)
+    _seat((member,), patterns, side, 0, settings)
+    listed = [*(o for o in others if o.name != member.name), member]
+    _write(committee, (json.dumps({"observers": [asdict(o) for o in listed]}, indent=1) + "\n").encode())
+    print(f"{committee}: {len(listed)} observers; use it with --committee {committee}")
+
+
+def _seat(
+    members: tuple[Member, ...], patterns: tuple[str, ...], side: int | None, tolerate: int, settings: Settings
+) -> None:
+    from flows.committee import committee_from_shards
+    from flows.tasks import facts_of
+
+    seats = committee_from_shards(members, patterns, side, RunSpec.model_fields["held_out"].default, tolerate, settings)
+    table = Table(title="committee: top-1 on the held-out part of the training images")
+    for column in ("observer", "top-1", "epochs", "seconds"):
+        table.add_column(column, justify="left" if column == "observer" else "right")
+    for seat in seats:
+        facts = facts_of(seat.weights, settings)
+        score = f"{100 * facts['accuracy']:.1f}"
+        table.add_row(seat.recipe.name, score, str(facts["epochs"]), f"{facts['seconds']:.0f}")
+    _shown(100).print(table)

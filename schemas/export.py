@@ -1,0 +1,37 @@
+"""The models of this package as JSON Schema files (draft 2020-12), for readers in other languages."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from schemas.card import CardHeader
+from schemas.index import ShardIndex
+from schemas.manifest import Manifest
+from schemas.tables import ImageRow, ViewRow
+
+FOLDER = Path(__file__).parent / "json"
+MODELS: dict[str, type[BaseModel]] = {
+    "manifest": Manifest,
+    "index": ShardIndex,
+    "card": CardHeader,
+    "images": ImageRow,
+    "soft_labels": ViewRow,
+}
+
+
+def schema_text(model: type[BaseModel]) -> str:
+    """The model's JSON Schema as text: sorted keys, a newline at the end."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(by_alias=True)}
+    return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def export(folder: Path = FOLDER) -> list[Path]:
+    """Write every schema into `folder`, and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, model in MODELS.items():
+        file = folder / f"{name}.schema.json"
+        file.write_text(schema_text(model), encoding="utf-8")
+        files.append(file)
+    return files

@@ -1,0 +1,60 @@
+"""`index.json`: what a set of WebDataset shards holds, so that a shard cut short or swapped is noticed."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
+Rgb = tuple[float, float, float]
+
+
+class ShardEntry(BaseModel):
+    """One tar file of the set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="file name, relative to index.json")
+    samples: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Sha256
+
+
+class ShardIndex(BaseModel):
+    """The shards of one set, how many samples of each class they hold, and the statistics of their pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["retort-shards-1"] = "retort-shards-1"
+    classes: list[str] = Field(min_length=1, description="class names; the position is the class id")
+    shards: list[ShardEntry]
+    samples_per_class: list[int]
+    height: int | None = Field(ge=1, description="pixels; null when images differ in size")
+    width: int | None = Field(ge=1, description="pixels; null when images differ in size")
+    mean: Rgb = Field(description="per channel over all pixels of all images, pixels in [0, 1]")
+    std: Rgb = Field(description="per channel over all pixels of all images, biased, pixels in [0, 1]")
+
+    @property
+    def samples(self) -> int:
+        return sum(self.samples_per_class)
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        names = [shard.name for shard in self.shards]
+        for name in names:
+            if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+                raise ValueError(f"shard name {name!r} is not a bare file name")
+        if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
+            raise ValueError(f"shard {twice[0]!r} is listed twice")
+        if "" in self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError("class names must be non-empty and differ")
+        return self
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if len(self.samples_per_class) != len(self.classes):
+            raise ValueError(f"{len(self.samples_per_class)} counts for {len(self.classes)} classes")
+        if min(self.samples_per_class) < 0:
+            raise ValueError(f"count {min(self.samples_per_class)} in samples_per_class is negative")
+        if (in_shards := sum(shard.samples for shard in self.shards)) != self.samples:
+            raise ValueError(f"shards hold {in_shards} samples, classes {self.samples}")
+        return self

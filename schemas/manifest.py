@@ -1,0 +1,115 @@
+"""`retort.json`: everything an artifact says of itself. All numbers in it are measured or computed, none typed."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SHA256 = r"^[0-9a-f]{64}$"
+
+
+class Frozen(BaseModel):
+    """Base of all models here: immutable, and no field that is not named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(Frozen):
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=SHA256)
+
+
+class SourceShard(Frozen):
+    name: str
+    samples: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=SHA256)
+
+
+class QuarantinedSample(Frozen):
+    shard: str
+    key: str
+    reason: str
+
+
+class SourceData(Frozen):
+    """The real data an artifact was made from, or was tested on."""
+
+    digest: str = Field(pattern=SHA256, description="of the shards' checksums and the class names")
+    shards: list[SourceShard]
+    samples: int = Field(ge=1)
+    quarantined: list[QuarantinedSample] = []
+
+
+class ObserverEntry(Frozen):
+    """One member of the committee."""
+
+    name: str
+    architecture: str
+    epochs: int = Field(ge=0)
+    accuracy: float = Field(ge=0, le=1, description="top-1 on the held-out part of the training data")
+    digest: str = Field(pattern=SHA256, description="of its weights file")
+    seconds: float = Field(ge=0)
+
+
+class LabelInfo(Frozen):
+    codec: Literal["exact"] = Field(description="exact: one float16 logit per class and view")
+    epochs: int = Field(ge=0, description="labelled views of every image")
+    views: int = Field(ge=0)
+    batch_statistics: int | None = Field(
+        default=None, description="sub-batch size where BatchNorm used batch statistics"
+    )
+    bytes: int = Field(ge=0)
+
+
+class Claim(Frozen):
+    """Top-1 of one student architecture trained on one kind of data; the last epoch, never the best."""
+
+    row: Literal["distilled", "random", "full", "distilled_hard", "random_hard"]
+    student: str
+    epochs: int = Field(ge=1)
+    split: Literal["test", "held-out"]
+    seeds: list[int] = Field(min_length=1)
+    accuracies: list[float] = Field(min_length=1, description="fractions, one a seed")
+    mean: float = Field(ge=0, le=1)
+    std: float = Field(ge=0, description="sample standard deviation; 0 for one seed")
+    seconds: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def one_accuracy_a_seed(self) -> "Claim":
+        if len(self.seeds) != len(self.accuracies):
+            raise ValueError(f"row {self.row}: {len(self.accuracies)} accuracies for {len(self.seeds)} seeds")
+        return self
+
+
+class Cost(Frozen):
+    image_updates: int = Field(ge=0, description="one image through one observer, forward and backward")
+    seconds: dict[str, float] = Field(description="by stage, as measured when the stage last really ran")
+    peak_memory_bytes: int = Field(ge=0)
+    machine: str
+
+
+class Manifest(Frozen):
+    format: Literal["retort-1"] = "retort-1"
+    name: str
+    preset: str
+    recipe: dict[str, Any] = Field(description="every part with its type and fields")
+    identity: str = Field(pattern=SHA256, description="of recipe, source, committee, ipc and seed")
+    seed: int
+    ipc: int = Field(ge=1)
+    classes: list[str] = Field(min_length=1)
+    side: int = Field(ge=1, description="images are side x side RGB")
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: SourceData
+    test: SourceData | None = None
+    held_out: float = Field(ge=0, lt=1, description="share of the training data kept from observers for choices")
+    observers: list[ObserverEntry]
+    labels: LabelInfo
+    claims: list[Claim]
+    cost: Cost
+    command: str
+    license: str = Field(
+        default="unknown", description="the Hub's identifier of the licence, as the source data has it"
+    )
+    versions: dict[str, str]
+    files: dict[str, FileEntry] = Field(description="every file but README.md and this one, by relative path")

@@ -1,0 +1,37 @@
+"""A run's specification: the parameters of the flow, and the keys of a SPEC.yaml."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RunSpec(BaseModel):
+    """Everything that decides what a run computes. Where things live is in `flows.settings`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str = Field(description="a method by name; `retort presets` lists them")
+    shards: tuple[str, ...] = Field(min_length=1, description="globs, brace patterns or URLs of WebDataset shards")
+    test: tuple[str, ...] = Field(
+        default=(), description="shards for the final rows; else the held-out part scores them"
+    )
+    ipc: int = Field(ge=1, description="images per class")
+    side: int | None = Field(default=None, ge=8, description="pixels a side; default: the shards' own")
+    committee: str = Field(default="small", description="a committee by name")
+    students: tuple[str, ...] = Field(default=("convnet3",), min_length=1, description="architectures that are scored")
+    seeds: int = Field(default=3, ge=1, description="students a row, and draws of random images")
+    student_epochs: int = Field(default=300, ge=1)
+    student_batch: int = Field(default=50, ge=2)
+    full_epochs: int = Field(default=3, ge=0, description="epochs of the full-data row; 0 leaves it out")
+    hard_rows: bool = Field(default=False, description="also score hard labels on the same images")
+    seed: int = Field(default=0, ge=0)
+    panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share kept from the observers")
+    tolerate: int = Field(default=0, ge=0, description="broken samples to set aside before failing")
+    overrides: dict[str, str] = Field(default={}, alias="set", description="part.field: value")
+    license: str = Field(default="unknown", description="of the source data, by the Hub's identifier")
+    name: str | None = Field(default=None, description="of the artifact; default: the name of its folder")
+
+    def describe(self) -> str:
+        """One line for logs and page titles."""
+        return f"{self.preset} at {self.ipc} images per class"

@@ -1,0 +1,65 @@
+"""The rows of an artifact's two tables, column by column and in the order of the Parquet files.
+
+Image numbers are row numbers of the table `images`, from 0. Boxes are whole pixels; top and left count from the upper
+left corner.
+"""
+
+from pydantic import Field
+
+from schemas.manifest import Frozen
+
+Png = bytes  # a field named bytes hides the type of that name
+
+
+class PngImage(Frozen):
+    """An image as it lies in the Parquet file; `datasets` shows it decoded."""
+
+    bytes: Png = Field(description="a PNG file: RGB, 8 bits a channel, as wide as it is high")
+    path: str | None = Field(default=None, description="not used")
+
+
+class ImageRow(Frozen):
+    """Table `images`: one distilled image."""
+
+    image: PngImage
+    label: int = Field(ge=0, description="class, as a number; the names are in the card and in retort.json")
+    soft_label: list[float] = Field(
+        min_length=1,
+        description="one probability per class: the mean of softmax(logits) over all labelled views of this image, "
+        "mixed ones included; where there is no view, 1 for the label and 0 elsewhere",
+    )
+    slot: int = Field(ge=0, description="number of this image within its class, from 0")
+    sources: list[str] = Field(
+        description="keys of the real images that this one began from; empty if it began as noise"
+    )
+
+
+class ViewRow(Frozen):
+    """Table `soft_labels`: one labelled view, that is a crop of one image, perhaps with a box pasted in from another,
+    and what the committee of observers said of it.
+
+    To see the view again: cut the crop out of the image, resize it to the image's size (bilinear, no antialiasing),
+    flip it if told. If `mix_height` is not 0, do the same with the partner, and copy the mix box from there to the same
+    place.
+    """
+
+    image: int = Field(ge=0, description="image that is shown")
+    epoch: int = Field(
+        ge=0, description="pass over all images that this view belongs to; each has one view of each image"
+    )
+    top: int = Field(ge=0, description="of the crop, in pixels of the image")
+    left: int = Field(ge=0, description="of the crop")
+    height: int = Field(ge=1, description="of the crop")
+    width: int = Field(ge=1, description="of the crop")
+    flip: bool = Field(description="left and right change places, after the crop")
+    partner: int = Field(ge=0, description="image that the mix box is taken from; any where there is no mix box")
+    partner_top: int = Field(ge=0, description="of the partner's crop, in pixels of the partner")
+    partner_left: int = Field(ge=0, description="of the partner's crop")
+    partner_height: int = Field(ge=1, description="of the partner's crop")
+    partner_width: int = Field(ge=1, description="of the partner's crop")
+    partner_flip: bool = Field(description="whether the partner's crop is flipped")
+    mix_top: int = Field(ge=0, description="of the mix box, in pixels of the view")
+    mix_left: int = Field(ge=0, description="of the mix box")
+    mix_height: int = Field(ge=0, description="of the mix box; 0 if nothing is mixed in")
+    mix_width: int = Field(ge=0, description="of the mix box")
+    logits: list[float] = Field(min_length=1, description="the committee's combined logits, one per class, as float16")

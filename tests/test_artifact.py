@@ -1,0 +1,242 @@
+"""The artifact as written: what `datasets` sees of it, and what is left when writing fails."""
+
+import json
+import os
+import statistics
+from dataclasses import fields, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dd_tasks import artifact, augment
+from dd_tasks.errors import InputError
+from dd_tasks.types import Canvas, Views
+from schemas.manifest import Claim, Manifest
+from schemas.tables import ImageRow, ViewRow
+
+K, IPC, SIDE, EPOCHS = 10, 2, 16, 3
+N = K * IPC
+DIGEST = "0123456789abcdef" * 4
+CLASSES = ["yes", "<b>cat</b>", "1", "a|b", "*star*", *(f"class_{i}" for i in range(5, K))]
+
+
+def claim(row: str, accuracies: list[float]) -> Claim:
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0
+    scores = {"accuracies": accuracies, "mean": statistics.fmean(accuracies), "std": std, "seconds": 1}
+    about = {"row": row, "student": "resnet_18", "epochs": 3, "split": "test", "seeds": list(range(len(accuracies)))}
+    return Claim.model_validate(about | scores)
+
+
+def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
+    shard = {"name": "train-0000.tar", "samples": 100, "bytes": 1000, "sha256": DIGEST}
+    source = {"digest": DIGEST, "shards": [shard], "samples": 100}
+    observer = {"name": "first", "architecture": "conv", "epochs": 3, "accuracy": 0.9, "digest": DIGEST, "seconds": 1}
+    cost = {"image_updates": 1200, "seconds": {"recover": 1.5}, "peak_memory_bytes": 10**9, "machine": "2 cores"}
+    fields: dict[str, object] = {
+        **{"name": "digits", "preset": "sre2l", "recipe": {"steps": 3}, "identity": DIGEST, "seed": 0, "ipc": IPC},
+        **{"classes": CLASSES, "side": SIDE, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "source": source},
+        **{"test": source, "held_out": 0.1, "observers": [observer], "cost": cost, "command": "retort distill digits"},
+        "labels": {"codec": "exact", "epochs": epochs, "views": epochs * N, "bytes": 0},
+        "claims": [claim("distilled", [0.5, 0.52]), claim("random", [0.4, 0.42]), claim("full", [0.8])],
+        **{"versions": {"torch": "2"}, "files": {}},
+    }
+    return Manifest.model_validate(fields | changes)
+
+
+def tiny_canvas() -> Canvas:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
+    return Canvas(images, torch.arange(K).repeat(IPC), tuple(["", "one key", "a\nb"][i % 3] for i in range(N)))
+
+
+def tiny_views(epochs: int = EPOCHS) -> Views:
+    rng, count = torch.Generator().manual_seed(0), N * epochs
+    crops = [augment.random_crops(count, SIDE, (0.3, 1.0), rng) for _ in range(2)]
+    epoch, image = torch.arange(epochs).repeat_interleave(N).int(), torch.arange(N).repeat(epochs).int()
+    partners = torch.randint(0, N, (count,), generator=rng).int()
+    mixes = augment.random_mix_boxes(count, SIDE, rng).short()
+    mixes[::4] = 0
+    logits = torch.randn(count, K, generator=rng).half()
+    return Views(epoch, image, crops[0], partners, crops[1], mixes, logits)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` keeps what it reads in a folder of this test, and asks no server."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def written(out: Path, **options: bool) -> Manifest:
+    return artifact.write(out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"}, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_load_dataset_gives_images_back(tmp_path: Path) -> None:
+    written(tmp_path / "out")
+    images = datasets.load_dataset(str(tmp_path / "out"), split="train")
+    assert images.features == artifact.image_features(CLASSES)
+    assert list(images.features) == list(ImageRow.model_fields)
+    canvas = tiny_canvas()
+    assert all(
+        (np.asarray(row["image"]) == canvas.images_NCHW[i].permute(1, 2, 0).numpy()).all()
+        for i, row in enumerate(images)
+    )
+    assert images["label"][:] == canvas.targets_N.tolist()
+    assert images["slot"][:] == [i // K for i in range(N)]
+    assert images["sources"][:3] == [[], ["one key"], ["a", "b"]]
+    views = tiny_views()
+    for i in (0, N - 1):
+        probabilities = views.logits_VK[views.images_V == i].float().softmax(1).mean(0)
+        assert torch.allclose(torch.tensor(images[i]["soft_label"]), probabilities, atol=1e-6)
+
+
+def test_load_dataset_gives_views_back(tmp_path: Path) -> None:
+    written(tmp_path / "out")
+    views = datasets.load_dataset(str(tmp_path / "out"), "soft_labels", split="train")
+    assert views.features == artifact.view_features(K)
+    assert list(views.features) == list(ViewRow.model_fields)
+    assert views.data.schema.field("logits").type.value_type == "halffloat"
+    assert torch.equal(views.with_format("torch")["logits"][:], tiny_views().logits_VK.float())
+
+
+def test_streaming_loads(tmp_path: Path) -> None:
+    written(tmp_path / "out")
+    assert len(list(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True))) == N
+
+
+def test_read_gives_back_what_was_written(tmp_path: Path) -> None:
+    manifest = written(tmp_path / "out")
+    loaded, canvas = artifact.read(tmp_path / "out"), tiny_canvas()
+    assert loaded.manifest == manifest
+    assert torch.equal(loaded.canvas.images_NCHW, canvas.images_NCHW)
+    assert torch.equal(loaded.canvas.targets_N, canvas.targets_N)
+    assert loaded.canvas.sources == canvas.sources
+    for field in fields(Views):
+        if field.name not in ("crops", "partner_crops"):
+            assert torch.equal(getattr(loaded.views, field.name), getattr(tiny_views(), field.name)), field.name
+    assert torch.equal(loaded.views.partner_crops.boxes_N4, tiny_views().partner_crops.boxes_N4)
+
+
+def test_manifest_lists_every_file_but_itself_and_the_card(tmp_path: Path) -> None:
+    manifest = written(tmp_path / "out")
+    assert set(contents(tmp_path / "out")) - set(manifest.files) == {"README.md", "retort.json"}
+    assert manifest.labels.bytes == manifest.files["soft_labels/train-00000-of-00001.parquet"].bytes
+    text = (tmp_path / "out" / "retort.json").read_text()
+    assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_rewriting_gives_the_same_bytes(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    written(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_without_views_there_are_images_with_one_hot_labels(tmp_path: Path) -> None:
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {})
+    assert len(artifact.read(tmp_path / "out").views) == 0
+    images = datasets.load_dataset(str(tmp_path / "out"), split="train")
+    assert images[3]["soft_label"] == [float(k == 3) for k in range(K)]
+    assert datasets.get_dataset_config_names(str(tmp_path / "out")) == ["images"]
+
+
+def test_large_tables_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "SHARD_BYTES", 2000)
+    written(tmp_path / "out")
+    files = artifact.parquet_files(tmp_path / "out", "soft_labels")
+    assert [file.name for file in files] == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    assert sum(pq.read_metadata(file).num_rows for file in files) == N * EPOCHS
+    assert torch.equal(artifact.read(tmp_path / "out").canvas.images_NCHW, tiny_canvas().images_NCHW)
+    assert len(datasets.load_dataset(str(tmp_path / "out"), "soft_labels", split="train")) == N * EPOCHS
+
+
+def test_a_failure_leaves_nothing_and_the_old_artifact_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "out")
+    before = contents(tmp_path)
+
+    def fail(*_: object) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(artifact, "manifest_text", fail)
+    for out in (tmp_path / "out", tmp_path / "new"):
+        with pytest.raises(OSError, match="disk full"):
+            written(out, overwrite=True)
+    assert contents(tmp_path) == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_failed_rename_puts_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "out")
+    before, rename = contents(tmp_path), Path.rename
+
+    def fail_once(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="no"):
+        written(tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_overwriting_replaces_the_whole_artifact(tmp_path: Path) -> None:
+    written(tmp_path / "out")
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {}, overwrite=True)
+    assert os.listdir(tmp_path) == ["out"]
+    assert set(contents(tmp_path / "out")) == {"README.md", "retort.json", "images/train-00000-of-00001.parquet"}
+
+
+def test_check_out(tmp_path: Path) -> None:
+    artifact.check_out(tmp_path / "new" / "deep")
+    (tmp_path / "empty").mkdir()
+    artifact.check_out(tmp_path / "empty")
+    written(tmp_path / "out")
+    artifact.check_out(tmp_path / "out")
+    with pytest.raises(InputError, match="holds an artifact already"):
+        written(tmp_path / "out")
+    (tmp_path / "out" / ".git").mkdir()
+    with pytest.raises(InputError, match=r"holds '\.git', which is no part"):
+        artifact.check_out(tmp_path / "out")
+    with pytest.raises(InputError, match=r"not an artifact \(no retort.json\); choose another or empty it"):
+        artifact.check_out(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="not an artifact"):
+        artifact.check_out(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot write into"):
+        artifact.check_out(tmp_path / "file" / "out")
+
+
+def test_writes_into_an_empty_folder_and_new_parents(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    written(tmp_path / "empty")
+    written(tmp_path / "new" / "deep")
+    assert contents(tmp_path / "empty") == contents(tmp_path / "new" / "deep")
+
+
+def test_assets_are_plain_file_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'\.\./x': must be a plain file name"):
+        artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {"../x": b""})
+    assert not os.listdir(tmp_path)
+
+
+def test_what_disagrees_is_not_written(tmp_path: Path) -> None:
+    short = replace(tiny_canvas(), sources=())
+    with pytest.raises(AssertionError):
+        artifact.write(tmp_path / "out", short, tiny_views(), draft(), {})
+
+
+def test_reading_what_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not an artifact: cannot read retort\.json"):
+        artifact.read(tmp_path)
+    written(tmp_path / "out")
+    artifact.parquet_files(tmp_path / "out", "images")[0].write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot read its tables"):
+        artifact.read(tmp_path / "out")

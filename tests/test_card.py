@@ -1,0 +1,199 @@
+"""The dataset card: its header is what `datasets` makes of the tables, its example runs, its sentences are honest."""
+
+import re
+import statistics
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from dd_tasks import artifact, augment, card
+from dd_tasks.types import Canvas, Views
+from schemas.card import CardHeader, size_category
+from schemas.manifest import Claim, Manifest
+
+K, IPC, SIDE, EPOCHS = 10, 2, 16, 3
+N = K * IPC
+DIGEST = "0123456789abcdef" * 4
+CLASSES = ["yes", "<b>cat</b>", "1", "a|b", "*star*", *(f"class_{i}" for i in range(5, K))]
+
+
+def claim(row: str, accuracies: list[float]) -> Claim:
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0
+    scores = {"accuracies": accuracies, "mean": statistics.fmean(accuracies), "std": std, "seconds": 1}
+    about = {"row": row, "student": "resnet_18", "epochs": 3, "split": "test", "seeds": list(range(len(accuracies)))}
+    return Claim.model_validate(about | scores)
+
+
+def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
+    shard = {"name": "train-0000.tar", "samples": 100, "bytes": 1000, "sha256": DIGEST}
+    source = {"digest": DIGEST, "shards": [shard], "samples": 100}
+    observer = {"name": "first", "architecture": "conv", "epochs": 3, "accuracy": 0.9, "digest": DIGEST, "seconds": 1}
+    cost = {"image_updates": 1200, "seconds": {"recover": 1.5}, "peak_memory_bytes": 10**9, "machine": "2 cores"}
+    fields: dict[str, object] = {
+        **{"name": "digits", "preset": "sre2l", "recipe": {"steps": 3}, "identity": DIGEST, "seed": 0, "ipc": IPC},
+        **{"classes": CLASSES, "side": SIDE, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "source": source},
+        **{"test": source, "held_out": 0.1, "observers": [observer], "cost": cost, "command": "retort distill digits"},
+        "labels": {"codec": "exact", "epochs": epochs, "views": epochs * N, "bytes": 0},
+        "claims": [claim("distilled", [0.5, 0.52]), claim("random", [0.4, 0.42]), claim("full", [0.8])],
+        **{"versions": {"torch": "2"}, "files": {}},
+    }
+    return Manifest.model_validate(fields | changes)
+
+
+def tiny_canvas() -> Canvas:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
+    return Canvas(images, torch.arange(K).repeat(IPC), tuple(["", "one key", "a\nb"][i % 3] for i in range(N)))
+
+
+def tiny_views(epochs: int = EPOCHS) -> Views:
+    rng, count = torch.Generator().manual_seed(0), N * epochs
+    crops = [augment.random_crops(count, SIDE, (0.3, 1.0), rng) for _ in range(2)]
+    epoch, image = torch.arange(epochs).repeat_interleave(N).int(), torch.arange(N).repeat(epochs).int()
+    partners = torch.randint(0, N, (count,), generator=rng).int()
+    mixes = augment.random_mix_boxes(count, SIDE, rng).short()
+    mixes[::4] = 0
+    logits = torch.randn(count, K, generator=rng).half()
+    return Views(epoch, image, crops[0], partners, crops[1], mixes, logits)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` keeps what it reads in a folder of this test, and asks no server."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+SIZES = {"images": 1000, "soft_labels": 500}
+
+
+def rendered(epochs: int = EPOCHS, **changes: object) -> str:
+    return card.render(draft(epochs, **changes), SIZES)
+
+
+def header_of(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_header_is_what_datasets_says_of_the_tables() -> None:
+    header = header_of(rendered())
+    CardHeader.model_validate(header)
+    found = {info["config_name"]: info["features"] for info in header["dataset_info"]}
+    assert found["images"] == artifact.image_features(CLASSES)._to_yaml_list()
+    assert found["soft_labels"] == artifact.view_features(K)._to_yaml_list()
+    assert header["configs"][0] == {
+        **{"config_name": "images", "default": True},
+        "data_files": [{"split": "train", "path": "images/train-*.parquet"}],
+    }
+    assert header["dataset_info"][1]["splits"] == [{"name": "train", "num_bytes": 500, "num_examples": N * EPOCHS}]
+    assert header["license"] == "unknown"
+
+
+def test_without_views_only_images_are_named() -> None:
+    text = rendered(0)
+    assert [config["config_name"] for config in header_of(text)["configs"]] == ["images"]
+    assert "soft_labels" not in text
+
+
+@pytest.mark.parametrize(("rows", "name"), [(999, "n<1K"), (1000, "1K<n<10K"), (10**6, "1M<n<10M")])
+def test_size_category(rows: int, name: str) -> None:
+    assert size_category(rows) == name
+
+
+def test_class_names_are_shown_as_they_are() -> None:
+    text = rendered().split("---\n", 2)[2]
+    assert r"&lt;b&gt;cat&lt;/b&gt;" in text
+    assert "<b>" not in text
+    assert r"a\|b, \*star\*, class\_5" in text
+
+
+def test_every_table_has_rows_of_equal_length() -> None:
+    unescaped = rendered(claims=[claim("distilled", [0.5])], versions={"a|b": "1"}).replace(r"\|", "")
+    for block in re.findall(r"(?:^\|.*\n)+", unescaped, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1, block
+
+
+def test_accuracies_of_all_rows() -> None:
+    text = rendered()
+    assert "| this dataset | resnet\\_18 | 2 | 51.00 ± 1.41 | 3 | test |" in text
+    assert "| as many random real images, labelled alike | resnet\\_18 | 2 | 41.00 ± 1.41 | 3 | test |" in text
+    assert "| all real images | resnet\\_18 | 1 | 80.00 | 3 | test |" in text
+
+
+@pytest.mark.parametrize(
+    ("distilled", "random", "says"),
+    [
+        (
+            [0.5, 0.52],
+            [0.4, 0.42],
+            "beats random real images by 10.00 points, more than 2 std of the difference (4.00)",
+        ),
+        ([0.42, 0.44], [0.4, 0.42], "2.00 points ahead of random real images, **not** more than 2 std"),
+        ([0.4, 0.42], [0.4, 0.42], "does **not** beat random real images: the difference is 0.00 points (2 std: 4.00)"),
+        ([0.3, 0.3], [0.4, 0.4], "does **not** beat random real images: the difference is -10.00 points"),
+        ([0.9], [0.4], "with one seed that is **not** shown to be more than chance"),
+    ],
+)
+def test_says_whether_it_beats_random(distilled: list[float], random: list[float], says: str) -> None:
+    text = rendered(claims=[claim("distilled", distilled), claim("random", random)])
+    assert says in text
+    assert text.count("random real images") == 2  # the row and one sentence
+
+
+def test_says_what_was_not_measured() -> None:
+    assert "Nothing has been measured." in rendered(claims=[])
+    assert "Random real images were not measured" in rendered(claims=[claim("distilled", [0.5])])
+
+
+def test_many_source_shards_are_cut_short() -> None:
+    shards = [{"name": f"{i}.tar", "samples": 1, "bytes": 1, "sha256": DIGEST} for i in range(card.SHARDS_SHOWN + 3)]
+    text = rendered(source={"digest": DIGEST, "shards": shards, "samples": 100})
+    assert "The other 3 shards are in" in text
+    assert "20.tar" not in text
+
+
+def test_a_picture_is_shown_if_there_is_one() -> None:
+    entry = {"bytes": 1, "sha256": DIGEST}
+    assert "![" not in rendered()
+    assert "(assets/preview.png)" in rendered(files={"assets/preview.png": entry})
+
+
+def test_repository_name_is_used_in_the_examples() -> None:
+    text = card.render(draft(), SIZES, repository="org/digits")
+    assert 'load_dataset("org/digits", split="train")' in text
+    assert card.for_repository(rendered(), "org/digits") == text
+
+
+def example_of(folder: Path) -> dict:
+    """Run the card's training example in the artifact, with a student small enough for a test."""
+    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[-1]
+    assert code.count("\n") < 65
+    code = card.for_repository(code, str(folder))
+    code = re.sub(r"epochs = \d+", "epochs = 1", code)
+    code = re.sub(r"resnet18\(num_classes=(\d+)\)", r"small(\1)", code)
+
+    def small(classes: int) -> nn.Module:
+        net = nn.Sequential()
+        net.maxpool = nn.AvgPool2d(4)  # the example replaces it
+        net.conv1 = nn.Conv2d(3, 64, 3)
+        return net.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(64, classes))
+
+    names: dict = {"small": small}
+    exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("epochs", [EPOCHS, 0])
+def test_the_example_trains(epochs: int, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    artifact.write(out, tiny_canvas(), tiny_views(epochs), draft(epochs), {})
+    names = example_of(out)
+    assert torch.isfinite(names["loss"])
+    if epochs:
+        replayed = torch.stack([names["replay"](view) for view in names["views"]])
+        seen = augment.show(tiny_canvas().images_NCHW.float() / 255, tiny_views(), slice(None))
+        assert torch.allclose(replayed, seen, atol=1e-5)

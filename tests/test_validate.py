@@ -1,0 +1,309 @@
+"""A sound artifact has no problems; each way to break one gives a line that names the place."""
+
+import io
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dd_tasks import artifact, augment
+from dd_tasks.errors import InputError
+from dd_tasks.types import Canvas, Views
+from dd_tasks.validate import validate
+from schemas.manifest import Claim, Manifest
+
+K, IPC, SIDE, EPOCHS = 10, 2, 16, 3
+N = K * IPC
+DIGEST = "0123456789abcdef" * 4
+CLASSES = ["yes", "<b>cat</b>", "1", "a|b", "*star*", *(f"class_{i}" for i in range(5, K))]
+
+
+def claim(row: str, accuracies: list[float]) -> Claim:
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0
+    scores = {"accuracies": accuracies, "mean": statistics.fmean(accuracies), "std": std, "seconds": 1}
+    about = {"row": row, "student": "resnet_18", "epochs": 3, "split": "test", "seeds": list(range(len(accuracies)))}
+    return Claim.model_validate(about | scores)
+
+
+def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
+    shard = {"name": "train-0000.tar", "samples": 100, "bytes": 1000, "sha256": DIGEST}
+    source = {"digest": DIGEST, "shards": [shard], "samples": 100}
+    observer = {"name": "first", "architecture": "conv", "epochs": 3, "accuracy": 0.9, "digest": DIGEST, "seconds": 1}
+    cost = {"image_updates": 1200, "seconds": {"recover": 1.5}, "peak_memory_bytes": 10**9, "machine": "2 cores"}
+    fields: dict[str, object] = {
+        **{"name": "digits", "preset": "sre2l", "recipe": {"steps": 3}, "identity": DIGEST, "seed": 0, "ipc": IPC},
+        **{"classes": CLASSES, "side": SIDE, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "source": source},
+        **{"test": source, "held_out": 0.1, "observers": [observer], "cost": cost, "command": "retort distill digits"},
+        "labels": {"codec": "exact", "epochs": epochs, "views": epochs * N, "bytes": 0},
+        "claims": [claim("distilled", [0.5, 0.52]), claim("random", [0.4, 0.42]), claim("full", [0.8])],
+        **{"versions": {"torch": "2"}, "files": {}},
+    }
+    return Manifest.model_validate(fields | changes)
+
+
+def tiny_canvas() -> Canvas:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
+    return Canvas(images, torch.arange(K).repeat(IPC), tuple(["", "one key", "a\nb"][i % 3] for i in range(N)))
+
+
+def tiny_views(epochs: int = EPOCHS) -> Views:
+    rng, count = torch.Generator().manual_seed(0), N * epochs
+    crops = [augment.random_crops(count, SIDE, (0.3, 1.0), rng) for _ in range(2)]
+    epoch, image = torch.arange(epochs).repeat_interleave(N).int(), torch.arange(N).repeat(epochs).int()
+    partners = torch.randint(0, N, (count,), generator=rng).int()
+    mixes = augment.random_mix_boxes(count, SIDE, rng).short()
+    mixes[::4] = 0
+    logits = torch.randn(count, K, generator=rng).half()
+    return Views(epoch, image, crops[0], partners, crops[1], mixes, logits)
+
+
+IMAGES, VIEWS = "images/train-00000-of-00001.parquet", "soft_labels/train-00000-of-00001.parquet"
+Break = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sound") / "out"
+    artifact.write(out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"})
+    return out
+
+
+@pytest.fixture
+def out(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "out"))
+
+
+def edit_json(change: Callable[[dict], object]) -> Break:
+    def broken(out: Path) -> None:
+        fields = json.loads((out / "retort.json").read_text())
+        change(fields)
+        (out / "retort.json").write_text(json.dumps(fields))
+
+    return broken
+
+
+def seal(out: Path, name: str) -> None:
+    """Make manifest and card agree again with a changed file, so that only what it holds is wrong."""
+    old, new = artifact.read_manifest(out).files[name], artifact.file_entry(out / name)
+
+    def change(fields: dict) -> None:
+        fields["files"][name] = new.model_dump()
+        if name == VIEWS:
+            fields["labels"]["bytes"] = new.bytes
+
+    edit_json(change)(out)
+    edit_card(f"download_size: {old.bytes}", f"download_size: {new.bytes}")(out)
+
+
+def edit_card(old: str, new: str) -> Break:
+    def broken(out: Path) -> None:
+        text = (out / "README.md").read_text()
+        assert old in text
+        (out / "README.md").write_text(text.replace(old, new))
+
+    return broken
+
+
+def edit_table(name: str, change: Callable[[pa.Table], pa.Table]) -> Break:
+    def broken(out: Path) -> None:
+        pq.write_table(change(pq.read_table(out / name)), out / name)
+        seal(out, name)
+
+    return broken
+
+
+def put(name: str, column: str, row: int, value: object) -> Break:
+    """Change one cell of a table, and nothing else."""
+
+    def change(table: pa.Table) -> pa.Table:
+        cells = table[column].to_pylist()
+        cells[row] = value
+        field = table.schema.field(column)
+        return table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type))
+
+    return edit_table(name, change)
+
+
+def edit_bytes(name: str, change: Callable[[bytes], bytes]) -> Break:
+    return lambda out: (out / name).write_bytes(change((out / name).read_bytes()))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def picture(side: int, mode: str = "RGB", form: str = "PNG") -> dict:
+    buffer = io.BytesIO()
+    Image.new(mode, (side, side)).save(buffer, form)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def twice(*breaks: Break) -> Break:
+    return lambda out: [each(out) for each in breaks]
+
+
+def renamed_metadata(table: pa.Table) -> pa.Table:
+    content = table.schema.metadata[b"huggingface"].replace(b"class_9", b"class_X")
+    return table.replace_schema_metadata({b"huggingface": content})
+
+
+CUT = {"bytes": picture(SIDE)["bytes"][:50], "path": None}
+BROKEN: dict[str, tuple[Break, str]] = {
+    "a byte flipped": (edit_bytes(IMAGES, flipped), f"{IMAGES}: its checksum is not the one in retort.json"),
+    "a file cut": (edit_bytes(VIEWS, lambda b: b[:1000]), f"{VIEWS}: has 1000 bytes, retort.json says"),
+    "Parquet cut": (twice(edit_bytes(VIEWS, lambda b: b[:1000]), lambda o: seal(o, VIEWS)), f"{VIEWS}: cannot be read"),
+    "a file gone": (lambda out: (out / "assets/preview.png").unlink(), "assets/preview.png: is missing"),
+    "a table gone": (lambda out: shutil.rmtree(out / "images"), "images: has no Parquet file"),
+    "an unknown file": (lambda out: (out / "more.bin").touch(), "more.bin: is not listed in retort.json"),
+    "a path outside": (
+        edit_json(lambda m: m["files"].update({"../x": m["files"][IMAGES]})),
+        "../x: leads out of the folder",
+    ),
+    "no manifest": (lambda out: (out / "retort.json").unlink(), "retort.json: cannot be read: No such file"),
+    "broken JSON": (edit_bytes("retort.json", lambda b: b[:100]), "retort.json: cannot be read: "),
+    "JSON too deep": (edit_bytes("retort.json", lambda b: b"[" * 10**6), "retort.json: cannot be read: "),
+    "not UTF-8": (edit_bytes("retort.json", lambda b: b"\xff\xff"), "retort.json: cannot be read: "),
+    "field missing": (edit_json(lambda m: m.pop("ipc")), "retort.json: ipc: Field required"),
+    "field of no use": (edit_json(lambda m: m["cost"].update(x=1)), "retort.json: cost.x: Extra inputs"),
+    "label bytes": (edit_json(lambda m: m["labels"].update(bytes=1)), "retort.json: labels.bytes is 1, the files have"),
+    "classes twice": (edit_json(lambda m: m.update(classes=["a"] * K)), "retort.json: classes: some names occur twice"),
+    "mean changed": (
+        edit_json(lambda m: m["claims"][0].update(mean=0.6)),
+        "claims.0 (distilled, resnet_18): mean is 0.6",
+    ),
+    "std changed": (edit_json(lambda m: m["claims"][1].update(std=0.0)), "claims.1 (random, resnet_18): std is 0.0"),
+    "ipc changed": (edit_json(lambda m: m.update(ipc=3)), "images: has 20 rows, by retort.json it should be 30"),
+    "epochs changed": (
+        edit_json(lambda m: m["labels"].update(epochs=4)),
+        "epochs are 0..2 (3 of them), retort.json says 0..3",
+    ),
+    "accuracy odd": (
+        edit_json(lambda m: m["claims"][0].update(accuracies=[float("inf"), float("nan")])),
+        "claims.0 (distilled, resnet_18): an accuracy is not within 0..1",
+    ),
+    "a name too long": (
+        edit_json(lambda m: m["files"].update({"x" * 300: m["files"][IMAGES]})),
+        "xxx: cannot be read: File",
+    ),
+    "YAML of a kind": (edit_card("license: unknown", "license: !!bool x"), "README.md: cannot be read: "),
+    "no card": (lambda out: (out / "README.md").unlink(), "README.md: cannot be read: No such file"),
+    "no header": (edit_bytes("README.md", lambda b: b"# hello"), "README.md: has no YAML header"),
+    "header no YAML": (edit_card("license: unknown", "license: [unknown"), "README.md: cannot be read: "),
+    "header a list": (edit_bytes("README.md", lambda b: b"---\n- a\n---\n"), "README.md header: all: Input should be"),
+    "header tags": (edit_card("- dataset-distillation\n", ""), "README.md header: all: Value error, tags must name"),
+    "card's classes": (edit_card("'9': class_9", "'9': class_X"), "images: column label: class names differ"),
+    "card's type": (edit_card("list: float16", "list: float32"), "soft_labels: column logits: type is not as by"),
+    "card's column": (edit_card("name: slot", "name: slit"), "README.md header: images: columns are image, label"),
+    "card's rows": (
+        edit_card("num_examples: 60", "num_examples: 61"),
+        "soft_labels: num_examples is 61, by retort.json it",
+    ),
+    "card's files": (
+        edit_card("path: images/train-*", "path: images/test-*"),
+        "images: data_files must be images/train-*",
+    ),
+    "Parquet's classes": (
+        edit_table(IMAGES, renamed_metadata),
+        f"{IMAGES}: class names or column types in the schema's",
+    ),
+    "no metadata": (
+        edit_table(IMAGES, lambda t: t.replace_schema_metadata()),
+        f"{IMAGES}: class names or column types",
+    ),
+    "no column": (edit_table(VIEWS, lambda t: t.drop_columns(["flip"])), f"{VIEWS}: columns are image, epoch"),
+    "a type": (
+        edit_table(VIEWS, lambda t: t.set_column(1, "epoch", t["epoch"].cast(pa.int64()))),
+        f"{VIEWS}: column epoch is int64 instead of int16",
+    ),
+    "a null": (put(IMAGES, "slot", 3, None), f"{IMAGES}: column slot has missing values"),
+    "a null image": (put(IMAGES, "image", 3, None), f"{IMAGES}: column image has missing values"),
+    "a null logit": (put(VIEWS, "logits", 3, [None] * K), f"{VIEWS}: column logits has missing values"),
+    "rows gone": (
+        edit_table(VIEWS, lambda t: t.slice(0, 40)),
+        "soft_labels: has 40 rows, by retort.json it should be 60",
+    ),
+    "label too large": (put(IMAGES, "label", 3, 10), f"{IMAGES}: row 3: label is not within 0..9"),
+    "label changed": (put(IMAGES, "label", 3, 4), "images: class 3 (a|b) has 1 images instead of 2"),
+    "slot taken": (put(IMAGES, "slot", 3, 1), "images: slot 1 of class 3 (a|b) occurs more than once"),
+    "slot too large": (put(IMAGES, "slot", 3, 2), f"{IMAGES}: row 3: slot is not within 0..1"),
+    "soft label NaN": (put(IMAGES, "soft_label", 3, [float("nan")] * K), f"{IMAGES}: row 3: soft_label is not finite"),
+    "soft label sum": (put(IMAGES, "soft_label", 3, [0.2] * K), f"{IMAGES}: row 3: soft_label is no probability"),
+    "image size": (put(IMAGES, "image", 3, picture(8)), f"{IMAGES}: row 3: image is 8 x 8 RGB instead of 16 x 16 RGB"),
+    "image grey": (put(IMAGES, "image", 3, picture(SIDE, "L")), f"{IMAGES}: row 3: image is 16 x 16 L instead"),
+    "image a JPEG": (put(IMAGES, "image", 3, picture(SIDE, form="JPEG")), f"{IMAGES}: row 3: image is no PNG"),
+    "image cut": (put(IMAGES, "image", 3, CUT), f"{IMAGES}: row 3: image cannot be read"),
+    "logit NaN": (put(VIEWS, "logits", 7, [float("nan")] * K), f"{VIEWS}: row 7: logits are not finite"),
+    "view of no image": (put(VIEWS, "image", 7, N), f"{VIEWS}: row 7: image is not within 0..19"),
+    "partner of none": (put(VIEWS, "partner", 7, -1), f"{VIEWS}: row 7: partner is not within 0..19"),
+    "crop outside": (put(VIEWS, "left", 7, 16), f"{VIEWS}: row 7: crop is not inside of 16 x 16 pixels"),
+    "crop empty": (put(VIEWS, "height", 7, 0), f"{VIEWS}: row 7: crop is not inside of 16 x 16 pixels"),
+    "partner outside": (put(VIEWS, "partner_top", 7, -1), f"{VIEWS}: row 7: partner's crop is not inside"),
+    "mix box outside": (put(VIEWS, "mix_width", 7, 17), f"{VIEWS}: row 7: mix box is not inside of 16 x 16 pixels"),
+    "a view twice": (put(VIEWS, "image", 7, 8), "soft_labels: image 8 has more than one view in epoch 0"),
+    "an epoch too many": (
+        put(VIEWS, "epoch", 59, 5),
+        "soft_labels: epochs are 0..5 (4 of them), retort.json says 0..2",
+    ),
+}
+
+
+def test_a_sound_artifact_has_no_problems(out: Path, tmp_path: Path) -> None:
+    assert validate(out) == []
+    artifact.write(tmp_path / "hard", tiny_canvas(), tiny_views(0), draft(0), {})
+    assert validate(tmp_path / "hard") == []
+    (out / ".gitattributes").touch()
+    assert validate(out) == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_artifact_is_told(name: str, out: Path) -> None:
+    broken, says = BROKEN[name]
+    broken(out)
+    problems = validate(out)
+    assert any(says in problem for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "name", ["mean changed", "label too large", "image cut", "logit NaN", "mix box outside", "card's type"]
+)
+def test_nothing_else_is_told(name: str, out: Path) -> None:
+    BROKEN[name][0](out)
+    assert len(validate(out)) == 1 + (name == "label too large")  # which also leaves its class short of one
+
+
+def test_many_rows_make_one_line(out: Path) -> None:
+    edit_table(VIEWS, lambda t: t.set_column(3, t.schema.field("left"), pa.array([99] * len(t), pa.int16())))(out)
+    assert validate(out) == [f"{VIEWS}: row 0 (and 59 more): crop is not inside of 16 x 16 pixels"]
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    assert validate(tmp_path) == ["retort.json: cannot be read: No such file or directory"]
+
+
+def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        validate(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is not a folder"):
+        validate(tmp_path / "file")
+
+
+def test_shards_count_rows_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "SHARD_BYTES", 2000)
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {})
+    assert validate(tmp_path / "out") == []
+    last = artifact.parquet_files(tmp_path / "out", "soft_labels")[-1]
+    table = pq.read_table(last)
+    wrong = pa.array([99] + [0] * (len(table) - 1), pa.int32())
+    pq.write_table(table.set_column(0, table.schema.field("image"), wrong), last)
+    assert any("row 30: image is not within" in problem for problem in validate(tmp_path / "out"))
