@@ -18,7 +18,7 @@ $(UV):
 	@touch $@
 
 quickstart: setup $(QUICK)/shards/train/index.json $(QUICK)/shards/test/index.json
-	$(BIN)/retort run benchmarks/quickstart.yaml --out $(QUICK)/dataset --report $(QUICK)/report.html --store $(QUICK)/store
+	$(BIN)/retort run infra/quickstart.yaml --out $(QUICK)/dataset --report $(QUICK)/report.html --store $(QUICK)/store
 
 $(QUICK)/shards/%/index.json: | setup
 	$(BIN)/retort shards pack digits --split $* --out $(QUICK)/shards/$*

@@ -22,8 +22,10 @@ def whole(n: int, side: int, device: torch.device | None = None) -> Crops:
     return Crops(box.expand(n, 4).clone(), torch.zeros(n, dtype=torch.bool, device=device))
 
 
-def random_crops(n: int, side: int, scale: tuple[float, float], rng: torch.Generator) -> Crops:
-    """n crops as `RandomResizedCrop(scale)` draws them (area share uniform, log aspect uniform), flipped by half."""
+def random_crops(
+    n: int, side: int, scale: tuple[float, float], rng: torch.Generator, *, flip: bool = True
+) -> Crops:
+    """n crops as `RandomResizedCrop(scale)` draws them (area share uniform, log aspect uniform), half of them flipped."""
     uniform = torch.rand(5, n, TRIES, generator=rng, device=rng.device)
     area = side * side * (scale[0] + (scale[1] - scale[0]) * uniform[0])
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -34,7 +36,7 @@ def random_crops(n: int, side: int, scale: tuple[float, float], rng: torch.Gener
     height, width = (torch.where(fits.any(1), x.gather(1, first)[:, 0], side) for x in (height, width))
     top = (uniform[2, :, 0] * (side - height + 1)).long()
     left = (uniform[3, :, 0] * (side - width + 1)).long()
-    return Crops(torch.stack([top, left, height, width], 1), uniform[4, :, 0] < 0.5)
+    return Crops(torch.stack([top, left, height, width], 1), uniform[4, :, 0] < (0.5 if flip else 0))
 
 
 def _rows_of(start_N: Tensor, length_N: Tensor, size: int, side: int) -> Tensor:
@@ -94,14 +96,14 @@ def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:
     return 1 - mix_boxes_V4[:, 2].float() * mix_boxes_V4[:, 3].float() / (side * side)
 
 
-def shifted(pixels_NCHW: Tensor, reach: int, rng: torch.Generator) -> Tensor:
-    """Each image flipped by half and moved by up to `reach` pixels, edges reflected: the usual view for real training."""
+def shifted(pixels_NCHW: Tensor, reach: int, rng: torch.Generator, *, flip: bool = True) -> Tensor:
+    """Each image moved by up to `reach` pixels, edges reflected, half of them flipped: the usual view for real training."""
     n, _, height, width = pixels_NCHW.shape
     padded = torch.nn.functional.pad(pixels_NCHW, (reach,) * 4, mode="reflect")
     down, right = torch.randint(0, 2 * reach + 1, (2, n), generator=rng, device=rng.device)
-    flip = torch.rand(n, generator=rng, device=rng.device) < 0.5
+    flips_N = torch.rand(n, generator=rng, device=rng.device) < (0.5 if flip else 0)
     columns = torch.arange(width, device=rng.device)
-    columns = right[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
+    columns = right[:, None] + torch.where(flips_N[:, None], columns.flip(0), columns)
     rows = down[:, None] + torch.arange(height, device=rng.device)
     image = torch.arange(n, device=rng.device)[:, None, None]
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -43,6 +43,7 @@ class ObserverRecipe:
     batch: int = 128
     weight_decay: float = 5e-4
     reach: int = 4
+    flip: bool = True
     keep_every: int = 0
     seed: int = 0
 
@@ -53,7 +54,7 @@ class ObserverRecipe:
 
 SMALL = (
     ObserverRecipe("thin_resnet8_w16", epochs=12),
-    ObserverRecipe("convnet3_bn_w64", epochs=9, peak_rate=0.05),
+    ObserverRecipe("convnet3_bn_w64", epochs=12, peak_rate=0.05),
     ObserverRecipe("thin_vgg_w32", epochs=7),
 )
 TINY = (
@@ -236,7 +237,7 @@ def train(
     checkpoints: dict[int, dict[str, Tensor]] = {}
     batches = _epochs(recipe, feed)
     for step, (images_NCHW, labels_N, rng) in enumerate(track(batches, f"train {recipe.name}", steps), 1):
-        pixels_NCHW = shifted(to_pixels(images_NCHW, device), recipe.reach, rng)
+        pixels_NCHW = shifted(to_pixels(images_NCHW, device), recipe.reach, rng, flip=recipe.flip)
         with autocast(device):  # type: ignore[attr-defined]
             loss = F.cross_entropy(fast(pixels_NCHW), labels_N.to(device))
         optimiser.zero_grad()

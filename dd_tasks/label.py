@@ -31,6 +31,7 @@ class Relabel:
 
     epochs: int = 300
     scale: tuple[float, float] = (0.5, 1.0)
+    flip: bool = True
     mix: bool = True
     batch_statistics: int | None = None
     batch: int = 500
@@ -57,7 +58,7 @@ class Relabel:
     def _draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
         """One view of every image in random order; a partner is the next in that order."""
         order_V = torch.randperm(n, generator=rng, device=rng.device)
-        crops = random_crops(n, side, self.scale, rng)
+        crops = random_crops(n, side, self.scale, rng, flip=self.flip)
         boxes_V4 = random_mix_boxes(n, side, rng)
         boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
         epochs_V = torch.full((n,), epoch, dtype=torch.int32)

@@ -109,3 +109,13 @@ def _coerce(hint: Any, text: str, path: str) -> Any:
     except ValidationError as error:
         expected = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
         raise InputError(f"--set {path}={text}: expected {expected} ({error.errors()[0]['msg']})") from None
+
+
+def without_flips(value: Any) -> Any:
+    """The same parts with every left-right flip off, for classes that a mirror changes (digits, letters)."""
+    if isinstance(value, tuple):
+        return tuple(without_flips(v) for v in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {f.name: False if f.name == "flip" else without_flips(getattr(value, f.name)) for f in fields(value)}
+    return dataclasses.replace(value, **changed)

@@ -42,10 +42,11 @@ class RandomCrops:
 
     scale: Scale = (0.5, 1.0)
     threshold: float = 0.5
+    flip: bool = True
     may_finish = False
 
     def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
-        crops = random_crops(len(memory.hardness_NM), side, self.scale, rng)
+        crops = random_crops(len(memory.hardness_NM), side, self.scale, rng, flip=self.flip)
         return Chosen(crops, torch.full_like(crops.flips_N, -1, dtype=torch.int64))
 
     def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
@@ -67,10 +68,11 @@ class Revisit:
 
     scale: Scale = (0.5, 1.0)
     threshold: float = 0.5
+    flip: bool = True
     may_finish = True
 
     def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
-        fresh = random_crops(len(memory.hardness_NM), side, self.scale, rng)
+        fresh = random_crops(len(memory.hardness_NM), side, self.scale, rng, flip=self.flip)
         left_N = memory.occupied_NM.any(1)
         odds_NM = torch.where(left_N[:, None], memory.hardness_NM, 0).softmax(1)
         drawn_N1 = torch.multinomial(odds_NM, 1, generator=rng)

@@ -65,6 +65,8 @@ def resolve_at(spec: RunSpec, side: int) -> Run:
     method: Recipe = presets.preset(spec.preset, side=side)
     student = StudentRecipe(epochs=spec.student_epochs, batch=spec.student_batch)
     observers = named(spec.committee)
+    if not spec.flip:
+        method, observers = recipe.without_flips((method, observers))
     for path, text in spec.overrides.items():
         head, _, rest = path.partition(".")
         if head == "student" and rest:

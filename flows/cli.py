@@ -1,5 +1,6 @@
 """`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def run(
     full_epochs: Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")] = None,
     hard_rows: Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")] = None,
     panel: Annotated[int | None, typer.Option(help="Images recovered together.")] = None,
     tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")] = None,
@@ -56,7 +58,7 @@ def run(
     given = {
         "shards": shards, "test": test, "ipc": ipc, "side": side, "committee": committee, "students": student,
         "seeds": seeds, "student_epochs": student_epochs, "student_batch": student_batch, "full_epochs": full_epochs,
-        "hard_rows": hard_rows, "seed": seed, "panel": panel, "tolerate": tolerate,
+        "hard_rows": hard_rows, "seed": seed, "flip": flip, "panel": panel, "tolerate": tolerate,
         "set": _overrides(override) if override else None,
     }  # fmt: skip
     spec = _spec(preset, {key: value for key, value in given.items() if value is not None})
@@ -122,8 +124,9 @@ def pack(
         classes, samples = packing.folder_samples(Path(source))
     else:
         classes, samples = packing.dataset_samples(source, split, image_column, label_column)
+    prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", split).strip("-")
     index = packing.pack(
-        samples, classes, out, prefix=split, samples_per_shard=samples_per_shard, track=console.track, overwrite=overwrite
+        samples, classes, out, prefix=prefix, samples_per_shard=samples_per_shard, track=console.track, overwrite=overwrite
     )
     print(f"{out}: {index.samples} images of {len(index.classes)} classes in {len(index.shards)} shards")
 
@@ -241,9 +244,10 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say)."""
-    from flows.settings import prepare_environment
+    from flows.settings import keep_freed_memory, prepare_environment
 
     prepare_environment()
+    keep_freed_memory()
     try:
         app()
     except KeyboardInterrupt:

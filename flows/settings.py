@@ -1,5 +1,6 @@
 """Where things live and how they are shown; never what is computed."""
 
+import ctypes
 import os
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,20 @@ def prepare_environment() -> None:
     """Defaults for the libraries we start. Call before anything imports prefect."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the large blocks that every training step frees and asks for again, in one arena for all threads.
+
+    Measured on 2 cores: a compiled thin_resnet8_w16 at 32 px, batch 128, makes 10.3 instead of 7.5-8.8 steps a second.
+    """
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library: nothing to tune
+    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, 2**31 - 1), (arena_max, 1)):
+        mallopt(option, value)
 
 
 class Settings(BaseModel):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -422,6 +423,9 @@ def facts_of(ref: Ref, settings: Settings) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The machine in words: processor, cores, GPU."""
-    words = f"{platform.machine()}, {torch.get_num_threads()} cores"
+    """The machine in words: GPU, processor, cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    words = f"{model}, {torch.get_num_threads()} cores"
     return f"{torch.cuda.get_device_name()}, {words}" if torch.cuda.is_available() else words

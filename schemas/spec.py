@@ -27,6 +27,7 @@ class RunSpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share kept from the observers")
+    flip: bool = Field(default=True, description="whether a mirror image is of the same class; off for digits, letters")
     tolerate: int = Field(default=0, ge=0, description="broken samples to set aside before failing")
     overrides: dict[str, str] = Field(default={}, alias="set", description="part.field: value")
     license: str = Field(default="unknown", description="of the source data, by the Hub's identifier")

@@ -1,0 +1,67 @@
+"""Fixtures that several files share. Everything a test writes, Prefect's database and caches included, is temporary."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOME = tempfile.TemporaryDirectory(prefix="retort-tests-")
+os.environ |= {
+    "PREFECT_HOME": f"{HOME.name}/prefect",
+    "HF_HOME": f"{HOME.name}/hf",
+    "HF_HUB_OFFLINE": "1",
+    "COLUMNS": "200",
+}
+os.environ.pop("PREFECT_API_URL", None)
+
+from flows.settings import prepare_environment  # noqa: E402
+
+prepare_environment()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server on loopback for all flow runs of the session."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `train` and `test` shards of scikit-learn's digits at 16 px."""
+    from dd_tasks.packing import digits_samples, pack
+
+    root = tmp_path_factory.mktemp("digits")
+    for split in ("train", "test"):
+        classes, samples = digits_samples(split, side=16)
+        pack(samples, classes, root / split, prefix=split)
+    return root
+
+
+@pytest.fixture(scope="session")
+def quick(digits: Path) -> dict[str, object]:
+    """A run specification of seconds: every stage runs, nothing is learnt."""
+    return {
+        "preset": "e2d",
+        "shards": [f"{digits}/train/*.tar"],
+        "test": [f"{digits}/test/*.tar"],
+        "ipc": 2,
+        "committee": "tiny",
+        "students": ["convnet3_w32"],
+        "seeds": 2,
+        "student_epochs": 3,
+        "student_batch": 10,
+        "full_epochs": 1,
+        "panel": 10,
+        "flip": False,
+        "set": {
+            "observers.epochs": "1",
+            "schedule.phases.0.steps": "6",
+            "schedule.phases.1.steps": "4",
+            "labeller.epochs": "3",
+        },
+    }

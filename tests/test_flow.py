@@ -1,0 +1,123 @@
+"""The main job on real digits, through a real Prefect run."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dd_tasks.validate import validate
+from schemas.manifest import Manifest
+from schemas.spec import RunSpec
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def distil(quick: dict[str, object], out: Path, store: Path, **changes: object) -> Manifest:
+    from flows.distill import distill_dataset
+    from flows.settings import Settings
+
+    spec = RunSpec(**{**quick, **changes})  # type: ignore[arg-type]
+    return distill_dataset(spec, out, Settings(store=str(store), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def first(quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> tuple[Path, Path]:
+    """(artifact, store) of one run."""
+    root = tmp_path_factory.mktemp("run")
+    distil(quick, root / "dataset", root / "store")
+    return root / "dataset", root / "store"
+
+
+def parquet(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".parquet")}
+
+
+def manifest_of(artifact: Path) -> Manifest:
+    return Manifest.model_validate_json((artifact / "retort.json").read_text())
+
+
+def test_the_artifact_is_valid_and_its_rows_are_complete(first: tuple[Path, Path]) -> None:
+    artifact, _ = first
+    assert validate(artifact) == []
+    claims = manifest_of(artifact).claims
+    assert {claim.row: len(claim.seeds) for claim in claims} == {"distilled": 2, "random": 2, "full": 2}
+    assert {claim.split for claim in claims} == {"test"}
+
+
+def test_the_artifact_opens_without_our_code(first: tuple[Path, Path], tmp_path: Path) -> None:
+    code = f"""if True:
+        import sys
+        from datasets import load_dataset
+        images = load_dataset({str(first[0])!r}, split="train")
+        views = load_dataset({str(first[0])!r}, "soft_labels", split="train")
+        assert not {{"dd_tasks", "flows", "schemas"}} & set(sys.modules)
+        print(len(images), images[0]["image"].size, images.features["label"].num_classes, len(views))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["20", "(16,", "16)", "10", "60"], done.stderr
+
+
+def test_the_same_run_again_makes_nothing_and_ends_with_the_same_bytes(
+    first: tuple[Path, Path], quick: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact, store = first
+    before = manifest_of(artifact)
+    with caplog.at_level(logging.INFO, "flows"):
+        again = distil(quick, artifact, store)
+    said = [record.getMessage() for record in caplog.records if record.name == "flows.tasks"]
+    assert not [line for line in said if "made in" in line]
+    assert len([line for line in said if line.startswith("panel") and "found in the store" in line]) == 2
+    assert again.files == before.files
+
+
+def test_another_labeller_does_not_repeat_the_recovery(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = {"set": {**quick["set"], "labeller.batch_statistics": "5"}}  # type: ignore[dict-item]
+    with caplog.at_level(logging.INFO, "flows"):
+        other = distil(quick, tmp_path / "dataset", first[1], **changed)
+    made = [record.getMessage() for record in caplog.records if "made in" in record.getMessage()]
+    assert made and not [line for line in made if line.startswith(("panel", "observer", "statistics"))]
+    assert other.labels.batch_statistics == 5
+    images, labels = sorted(parquet(other)), sorted(parquet(manifest_of(first[0])))
+    assert images == labels
+    assert parquet(other)[images[1]] != parquet(manifest_of(first[0]))[images[1]]
+
+
+def test_an_empty_store_gives_the_same_bytes(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
+) -> None:
+    assert parquet(distil(quick, tmp_path / "d", tmp_path / "store")) == parquet(manifest_of(first[0]))
+
+
+def test_another_seed_gives_other_images(first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path) -> None:
+    other = distil(quick, tmp_path / "d", first[1], seed=1, seeds=1, full_epochs=0)
+    assert parquet(other)["images/train-00000-of-00001.parquet"] != parquet(manifest_of(first[0]))[
+        "images/train-00000-of-00001.parquet"
+    ]
+
+
+def test_without_test_shards_the_held_out_part_scores(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
+) -> None:
+    manifest = distil(quick, tmp_path / "d", first[1], test=(), seeds=1, hard_rows=True, full_epochs=0)
+    assert {claim.split for claim in manifest.claims} == {"held-out"}
+    assert {claim.row for claim in manifest.claims} == {"distilled", "random", "distilled_hard", "random_hard"}
+
+
+def test_a_panel_that_went_missing_is_made_again(
+    first: tuple[Path, Path], quick: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact, store = first
+    before = manifest_of(artifact)
+    panel = sorted((store / "panel").glob("*.json"))[0]
+    blob = json.loads(panel.read_text())["blobs"]["canvas"]
+    (store / "blobs" / blob).write_bytes(b"altered")
+    with caplog.at_level(logging.INFO, "flows"):
+        again = distil(quick, artifact, store)
+    made = [record.getMessage() for record in caplog.records if "made in" in record.getMessage()]
+    assert len([line for line in made if line.startswith("panel")]) == 1
+    assert parquet(again) == parquet(before)
