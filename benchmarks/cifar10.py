@@ -6,6 +6,7 @@ A run that was stopped continues; `stage_seconds` are those of when a stage real
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ def main() -> None:
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{result['benchmark']}.json"
+    shutil.copy(arguments.out / "assets" / "preview.png", path.with_suffix(".png"))
     path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(path)
 

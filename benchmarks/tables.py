@@ -14,7 +14,10 @@ NAMES = {
 
 def table() -> str:
     """Markdown: one row a claim of every result, and one line of cost each."""
-    lines = ["| run | student trained on | student | epochs | n | top-1, last epoch (mean ± std) |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| run | student trained on | student | epochs | n | top-1, last epoch (mean ± std) |",
+        "|---|---|---|---|---|---|",
+    ]
     costs = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         result = json.loads(path.read_text())
@@ -22,7 +25,14 @@ def table() -> str:
             continue
         for claim in result["claims"]:
             score = f"{100 * claim['mean']:.1f} ± {100 * claim['std']:.1f}"
-            cells = [result["benchmark"], NAMES[claim["row"]], claim["student"], claim["epochs"], len(claim["seeds"]), score]
+            cells = [
+                result["benchmark"],
+                NAMES[claim["row"]],
+                claim["student"],
+                claim["epochs"],
+                len(claim["seeds"]),
+                score,
+            ]
             lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
         minutes = result["total_stage_seconds"] / 60
         costs.append(f"`{result['command']}`: {minutes:.0f} minutes of stages on {result['machine']}.")

@@ -22,10 +22,8 @@ def whole(n: int, side: int, device: torch.device | None = None) -> Crops:
     return Crops(box.expand(n, 4).clone(), torch.zeros(n, dtype=torch.bool, device=device))
 
 
-def random_crops(
-    n: int, side: int, scale: tuple[float, float], rng: torch.Generator, *, flip: bool = True
-) -> Crops:
-    """n crops as `RandomResizedCrop(scale)` draws them (area share uniform, log aspect uniform), half of them flipped."""
+def random_crops(n: int, side: int, scale: tuple[float, float], rng: torch.Generator, *, flip: bool = True) -> Crops:
+    """n crops as `RandomResizedCrop(scale)` draws them (area share and log aspect uniform), half of them flipped."""
     uniform = torch.rand(5, n, TRIES, generator=rng, device=rng.device)
     area = side * side * (scale[0] + (scale[1] - scale[0]) * uniform[0])
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -53,10 +51,11 @@ def look(pixels_NCHW: Tensor, crops: Crops, side: int | None = None) -> Tensor:
     """
     height, width = pixels_NCHW.shape[2:]
     side = side or height
-    top, left, tall, wide = crops.boxes_N4.unbind(1)
+    top, left, tall, wide = crops.boxes_N4.to(pixels_NCHW.device).unbind(1)
     rows_NSH = _rows_of(top, tall, height, side)
     columns_NSW = _rows_of(left, wide, width, side)
-    columns_NSW = torch.where(crops.flips_N[:, None, None], columns_NSW.flip(1), columns_NSW)
+    flips_N = crops.flips_N.to(pixels_NCHW.device)
+    columns_NSW = torch.where(flips_N[:, None, None], columns_NSW.flip(1), columns_NSW)
     return rows_NSH[:, None].to(pixels_NCHW.dtype) @ pixels_NCHW @ columns_NSW[:, None].to(pixels_NCHW.dtype).mT
 
 
@@ -82,13 +81,13 @@ def inside(boxes_N4: Tensor, side: int) -> Tensor:
 
 
 def show(pixels_NCHW: Tensor, views: Views, chosen: Tensor | slice) -> Tensor:
-    """pixels_VCSS of the chosen labelled views, exactly as the committee saw them."""
+    """pixels_VCSS of the chosen labelled views, exactly as the committee saw them, on the device of the pixels."""
     first = look(pixels_NCHW[views.images_V[chosen].long()], views.crops[chosen])
     mixes = views.mix_boxes_V4[chosen]
     if not bool((mixes[:, 2] > 0).any()):
         return first
     second = look(pixels_NCHW[views.partners_V[chosen].long()], views.partner_crops[chosen])
-    return torch.where(inside(mixes, first.shape[-1])[:, None], second, first)
+    return torch.where(inside(mixes.to(first.device), first.shape[-1])[:, None], second, first)
 
 
 def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:
@@ -97,7 +96,7 @@ def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:
 
 
 def shifted(pixels_NCHW: Tensor, reach: int, rng: torch.Generator, *, flip: bool = True) -> Tensor:
-    """Each image moved by up to `reach` pixels, edges reflected, half of them flipped: the usual view for real training."""
+    """Each image moved by up to `reach` pixels, edges reflected, half of them flipped: the usual view for training."""
     n, _, height, width = pixels_NCHW.shape
     padded = torch.nn.functional.pad(pixels_NCHW, (reach,) * 4, mode="reflect")
     down, right = torch.randint(0, 2 * reach + 1, (2, n), generator=rng, device=rng.device)

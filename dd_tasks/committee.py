@@ -8,11 +8,13 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 import safetensors.torch
 import torch
@@ -23,6 +25,7 @@ from dd_tasks.augment import shifted
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build
+from dd_tasks.ranges import Amount, Count, Positive, Several
 from dd_tasks.shards import Feed
 from dd_tasks.statistics import LayerStatistics, listening, measure, watched
 from dd_tasks.types import Reading, Track, untracked
@@ -34,18 +37,18 @@ log = logging.getLogger(__name__)
 class ObserverRecipe:
     """How one observer is made. `keep_every` epochs a checkpoint is kept, and always the last.
 
-    `peak_rate` is the top of a one-cycle schedule for SGD with Nesterov momentum .9; `reach` the random shift in pixels.
+    `peak_rate` is the top of a one-cycle schedule for SGD with Nesterov momentum .9; `reach` the random shift, pixels.
     """
 
     architecture: str
-    epochs: int
-    peak_rate: float = 0.1
-    batch: int = 128
-    weight_decay: float = 5e-4
-    reach: int = 4
+    epochs: Positive
+    peak_rate: Amount = 0.1
+    batch: Several = 128
+    weight_decay: Amount = 5e-4
+    reach: Count = 4
     flip: bool = True
-    keep_every: int = 0
-    seed: int = 0
+    keep_every: Count = 0
+    seed: Count = 0
 
     @property
     def name(self) -> str:
@@ -69,14 +72,15 @@ REFERENCE = tuple(
 COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {"tiny": TINY, "small": SMALL, "reference": REFERENCE}
 
 
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?(?<!\.safetensors)")  # a name with a dot, timm's say, is no file's suffix
 WORTH_COMPILING = 2e7  # pixels: below, compiling (10-25 s on 2 cores) costs more than it gains
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalisation of weights that do not carry their own
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A pre-trained observer: an architecture and its safetensors, a local file or `ORG/NAME[@REVISION]` on the Hub, with
-    the sha256 it must have."""
+    """A pre-trained observer: an architecture and its safetensors, a local file or `ORG/NAME[@REVISION]` on the Hub,
+    with the sha256 it must have."""
 
     architecture: str
     weights: str
@@ -103,21 +107,24 @@ def read_committee(path: Path) -> tuple[Imported, ...]:
     """The imported observers listed in a committee file. InputError where it is none."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["observers"]
-        return tuple(Imported(str(e["architecture"]), str(e["weights"]), str(e["sha256"])) for e in entries)
+        observers = tuple(Imported(str(e["architecture"]), str(e["weights"]), str(e["sha256"])) for e in entries)
     except FileNotFoundError:
         raise InputError(f"no committee file {path}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a committee file: {type(error).__name__} {error}") from None
+    if not observers:
+        raise InputError(f"{path} lists no observers")
+    return observers
 
 
 def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
-    """An imported observer's weights as our networks name them. InputError where the file is missing, is not safetensors,
-    or has another sha256.
+    """An imported observer's weights as our networks name them. InputError where the file is missing, is not
+    safetensors, or has another sha256.
 
     Weights without a normalisation of their own are taken to expect ImageNet's channel mean and std.
     """
     local = Path(member.weights)
-    path = local if local.suffix or local.exists() else fetch_weights(member.weights)
+    path = fetch_weights(member.weights) if ON_HUB.fullmatch(member.weights) and not local.exists() else local
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -160,8 +167,10 @@ class Observer:
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
         """embedding_NE: what the last linear layer takes in."""
         heard: list[Tensor] = []
-        last = [m for m in self.net.modules() if isinstance(m, nn.Linear)][-1]
-        handle = last.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+        linear = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise InputError(f"observer {self.name} has no linear layer to embed by")
+        handle = linear[-1].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
         try:
             self.net(pixels_NCHW)
         finally:
@@ -170,7 +179,7 @@ class Observer:
 
     @contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Within the block BatchNorm normalises by the batch at hand; dropout stays off, running statistics untouched."""
+        """Within the block BatchNorm normalises by the batch at hand; dropout stays off, running statistics stay."""
         norms = [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         kept = [(m.running_mean, m.running_var) for m in norms]
         for m in norms:
@@ -227,13 +236,20 @@ def train(
     InputError for an unknown architecture or a set smaller than one batch.
     """
     if feed.samples < recipe.batch:
-        raise InputError(f"observer {recipe.name}: {feed.samples} training images are fewer than one batch of {recipe.batch}")
+        raise InputError(f"observer {recipe.name}: {feed.samples} images are fewer than a batch of {recipe.batch}")
+    if recipe.reach >= shape.side:
+        raise InputError(f"observer {recipe.name}: a shift of {recipe.reach} is beyond a side of {shape.side}")
     start = time.perf_counter()
-    net = seeded(lambda: build(recipe.architecture, shape), recipe.seed).to(device, memory_format=torch.channels_last)
+    net = seeded(lambda: build(recipe.architecture, shape), recipe.seed)
+    net = net.to(device).to(memory_format=torch.channels_last)
     fast = compiled(net, recipe.epochs * feed.samples, shape.side)
     steps = recipe.epochs * (feed.samples // recipe.batch)
-    optimiser = torch.optim.SGD(net.parameters(), recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.peak_rate, total_steps=max(steps, 2), pct_start=0.25)
+    optimiser = torch.optim.SGD(
+        net.parameters(), recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.peak_rate, total_steps=max(steps, 5), pct_start=0.25
+    )  # divides by zero at 4
     checkpoints: dict[int, dict[str, Tensor]] = {}
     batches = _epochs(recipe, feed)
     for step, (images_NCHW, labels_N, rng) in enumerate(track(batches, f"train {recipe.name}", steps), 1):
@@ -288,13 +304,12 @@ def statistics(
     return measure(net, ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches), classes)[0]
 
 
-def restore(
-    architecture: str, weights: Mapping[str, Tensor], shape: Shape, device: torch.device
-) -> nn.Module:
+def restore(architecture: str, weights: Mapping[str, Tensor], shape: Shape, device: torch.device) -> nn.Module:
     """A network with these weights. InputError where they do not fit the architecture."""
     net = seeded(lambda: build(architecture, shape), 0)
     try:
         net.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise InputError(f"weights do not fit architecture {architecture!r}: {str(error).splitlines()[-1].strip()}") from None
-    return net.to(device, memory_format=torch.channels_last)
+        reason = shorten(str(error).splitlines()[-1], 160)
+        raise InputError(f"weights do not fit architecture {architecture!r}: {reason}") from None
+    return net.to(device).to(memory_format=torch.channels_last)

@@ -19,8 +19,8 @@ ASK_EVERY = 10  # steps between the questions whether all images have finished; 
 
 @dataclass(frozen=True)
 class Recovered:
-    """A finished panel and what the report shows of it: loss_T, remembered_T (hard crops in memory), gaze_NSS (how often
-    exploitation looked at a pixel), and the image-updates spent."""
+    """A finished panel and what the report shows of it: loss_T, remembered_T (hard crops in memory), gaze_NSS (how
+    often exploitation looked at a pixel), and the image-updates spent."""
 
     canvas: Canvas
     loss_T: Tensor

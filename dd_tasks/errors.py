@@ -8,9 +8,9 @@ class InputError(ValueError):
     """Input that cannot be used. The message names the value, the place and, where there are any, the choices."""
 
 
-def unknown(what: str, value: str, choices: Iterable[str]) -> InputError:
-    """An InputError for a name that is none of `choices`, with the nearest of them first."""
+def unknown(what: str, value: str, choices: Iterable[str], shown: Iterable[str] = ()) -> InputError:
+    """An InputError for a name that is none of `choices`, with the nearest first; `shown` stands for a long list."""
     known = sorted(choices)
     near = get_close_matches(value, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {what} {value!r}{hint} (choices: {', '.join(known)})")
+    return InputError(f"unknown {what} {value!r}{hint} (choices: {', '.join(shown or known)})")

@@ -8,7 +8,7 @@ WEIGHTS = "model.safetensors"
 
 
 def fetch_weights(repository: str) -> Path:
-    """The safetensors weights of a model repository `ORG/NAME[@REVISION]`, downloaded once. InputError where there are none."""
+    """The safetensors of a model repository `ORG/NAME[@REVISION]`, downloaded once. InputError where there are none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -16,5 +16,6 @@ def fetch_weights(repository: str) -> Path:
     try:
         return Path(hf_hub_download(name, WEIGHTS, revision=revision or None))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[1] if isinstance(error, HfHubHTTPError) and len(lines) > 1 else lines[0]  # after the bare status
         raise InputError(f"no {WEIGHTS} from {repository!r}: {reason}") from None

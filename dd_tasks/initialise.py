@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dd_tasks.ranges import Positive
 from dd_tasks.shards import Candidates, decode
 from dd_tasks.types import Canvas, Studio
 
@@ -26,7 +27,7 @@ class Initialiser(Protocol):
 
 @dataclass(frozen=True)
 class WholeImages:
-    """`ipc` random real images of each class, whole, never one twice; flipped by half (E2D, section 5a of the methods)."""
+    """`ipc` random real images of each class, whole, none twice; half of them flipped (E2D, methods section 5a)."""
 
     flip: bool = True
 
@@ -43,7 +44,7 @@ class Representatives:
     """Of `candidates` random real images of a class, the one nearest each of `ipc` k-means centres of the committee's
     embeddings, largest cluster first (DREAM+, section 7 of the methods)."""
 
-    candidates: int = 300
+    candidates: Positive = 300
     flip: bool = False
 
     def demand(self, ipc: int) -> int:

@@ -6,35 +6,38 @@ Shape letters: N images, V views, C channels, S side, K classes.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops, random_mix_boxes, show
+from dd_tasks.ranges import Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 
 
 class Labeller(Protocol):
-    epochs: int
+    @property
+    def epochs(self) -> int: ...
 
     def label(self, canvas: Canvas, studio: Studio) -> Views: ...
 
 
 @dataclass(frozen=True)
 class Relabel:
-    """Mean logits of the committee for `epochs` views of every image: a crop and flip, and where `mix` a CutMix partner.
+    """Mean logits of the committee for `epochs` views of every image: a crop, a flip, and where `mix` a CutMix partner.
 
     `batch_statistics=b` lets BatchNorm normalise by sub-batches of b views (CV-DD's batch-specific soft labels, methods
     section 6) instead of by running statistics.
     """
 
-    epochs: int = 300
-    scale: tuple[float, float] = (0.5, 1.0)
+    epochs: Count = 300
+    scale: Scale = (0.5, 1.0)
     flip: bool = True
     mix: bool = True
-    batch_statistics: int | None = None
-    batch: int = 500
+    batch_statistics: Several | None = None
+    batch: Positive = 500
 
     def label(self, canvas: Canvas, studio: Studio) -> Views:
         pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
@@ -63,15 +66,15 @@ class Relabel:
         boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
         epochs_V = torch.full((n,), epoch, dtype=torch.int32)
         return Views(
-            epochs_V, order_V.int(), crops, order_V.roll(1).int(), Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)),
-            boxes_V4.short(), torch.zeros(n, 0),
+            epochs_V, order_V.int(), crops, order_V.roll(1).int(),
+            Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)), boxes_V4.short(), torch.zeros(n, 0),
         )  # fmt: skip
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:
     """Slices of `size`, the last one the larger: a lone view would have no batch statistics."""
     cuts = [*range(0, max(n - size, 0) + 1, size), n] if n > size else [0, n]
-    return (slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a)
+    return (slice(a, b) for a, b in pairwise(cuts) if b > a)
 
 
 @contextmanager

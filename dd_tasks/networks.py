@@ -34,7 +34,7 @@ class Normalise(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """ConvNet-d: d blocks of conv 3x3, norm, ReLU, average pooling by 2 (Gidaris & Komodakis 2018, as used since DC)."""
+    """ConvNet-d: d blocks of conv 3x3, norm, ReLU, average pooling by 2 (Gidaris & Komodakis 2018; used since DC)."""
 
     def __init__(self, *, depth: int, width: int, batch_norm: bool, classes: int, side: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ConvNet(nn.Module):
 
 
 class ThinResNet(nn.Module):
-    """ResNet-(2 + 2*stages) of basic blocks with a 3x3 stem and no pool, one block a stage (He et al. 2016, section 4.2)."""
+    """ResNet-(2 + 2*stages): 3x3 stem, no pool, one basic block a stage (He et al. 2016, section 4.2)."""
 
     def __init__(self, *, stages: int, width: int, classes: int) -> None:
         super().__init__()
@@ -104,9 +104,9 @@ class Shape:
 
 
 Builder = Callable[[Shape], nn.Module]
-CONVNET = re.compile(r"convnet(?P<depth>[1-6])(?P<bn>_bn)?(_w(?P<width>\d{1,4}))?")
-THIN_RESNET = re.compile(r"thin_resnet(?P<depth>[468]|10)_w(?P<width>\d{1,4})")
-THIN_VGG = re.compile(r"thin_vgg_w(?P<width>\d{1,4})")
+CONVNET = re.compile(r"convnet(?P<depth>[1-6])(?P<bn>_bn)?(_w(?P<width>[1-9]\d{0,3}))?")
+THIN_RESNET = re.compile(r"thin_resnet(?P<depth>[468]|10)_w(?P<width>[1-9]\d{0,3})")
+THIN_VGG = re.compile(r"thin_vgg_w(?P<width>[1-9]\d{0,3})")
 OURS = ("convnet3", "convnet4", "convnet3_bn_w64", "thin_resnet8_w16", "thin_vgg_w32")
 
 
@@ -124,7 +124,7 @@ def _registry(shape: Shape, *, make: Callable[..., nn.Module]) -> nn.Module:
 
 
 def shrink_stem(net: nn.Module) -> None:
-    """Make a stem for 224 px fit 32 px (He et al. 2016, section 4.2): first strided conv 3x3 stride 1, first pool gone."""
+    """Make a stem for 224 px fit 32 px (He et al. 2016, section 4.2): first conv 3x3 with stride 1, first pool gone."""
     for path, module in list(net.named_modules()):
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             if module.stride != (1, 1):
@@ -165,9 +165,10 @@ def _registered(name: str) -> Callable[..., nn.Module]:
         return partial(tv.get_model, bare, weights=None)
     import timm
 
-    if library in ("", "timm") and bare in timm.list_models():
+    in_timm = timm.list_models()
+    if library in ("", "timm") and bare in in_timm:
         return partial(timm.create_model, bare, pretrained=False)
-    raise unknown("architecture", name, (*OURS, *in_torchvision, f"{len(timm.list_models())} of timm's"))
+    raise unknown("architecture", name, (*OURS, *in_torchvision, *in_timm), (*OURS, "any of torchvision's or timm's"))
 
 
 def build(name: str, shape: Shape) -> nn.Module:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import types
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -31,13 +31,12 @@ class Recipe:
     labeller: label.Labeller
 
 
-PARTS: Mapping[str, type] = {
-    part.__name__: part
-    for part in (
-        initialise.WholeImages, initialise.Representatives, voters.Everyone, voters.RoundRobin, terms.CrossEntropy,
-        terms.SmoothedStatistics, schedule.RandomCrops, schedule.Revisit, schedule.Adam, label.Relabel,
-    )
-}  # fmt: skip
+PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotated so
+    initialise.Initialiser: (initialise.WholeImages, initialise.Representatives),
+    voters.Voters: (voters.Everyone, voters.RoundRobin),
+    terms.Term: (terms.CrossEntropy, terms.SmoothedStatistics),
+    label.Labeller: (label.Relabel,),
+}
 
 
 def plain(value: Any) -> Any:
@@ -63,52 +62,71 @@ def override(value: Any, path: str, text: str) -> Any:
     """`value` with the field at the dotted `path` set from `text`; an index picks from a tuple, a part's name makes
     that part with its defaults: `schedule.phases.0.steps=100`, `initialiser=Representatives`.
 
-    InputError naming the place and the choices.
+    InputError naming the place and the choices: for a place that is none, a part that does not fit there, or a number
+    outside the field's range.
     """
-    return _override(value, path.split("."), text, path)
+    return _override(value, type(value), path.split("."), text, path)
 
 
-def _override(value: Any, keys: list[str], text: str, path: str) -> Any:
+def _override(value: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
+    """`hint` is the annotation of the place where `value` stands."""
     if not keys:
-        return _parse(value, text, path)
+        return _part(hint, text, path) if is_dataclass(value) else _data(text)
     key, *rest = keys
     if isinstance(value, tuple):
-        if not key.isdigit() or int(key) >= len(value):
-            raise unknown("index", key, [str(i) for i in range(len(value))]) from None
+        places = [str(i) for i in range(len(value))]
+        if key not in places:
+            raise unknown(f"index in --set {path}", key, places)
         at = int(key)
-        return (*value[:at], _override(value[at], rest, text, path), *value[at + 1 :])
+        return (*value[:at], _override(value[at], typing.get_args(hint)[0], rest, text, path), *value[at + 1 :])
     if not is_dataclass(value):
         raise InputError(f"--set {path}: {type(value).__name__} {value!r} has no field {key!r}")
     names = [f.name for f in fields(value)]
     if key not in names:
         raise unknown(f"field of {type(value).__name__} in --set {path}", key, names)
-    if not rest and not is_dataclass(getattr(value, key)):
-        hint = typing.get_type_hints(type(value))[key]
-        return dataclasses.replace(value, **{key: _coerce(hint, text, path)})  # type: ignore[type-var]
-    return dataclasses.replace(value, **{key: _override(getattr(value, key), rest, text, path)})  # type: ignore[type-var]
+    old, inner = getattr(value, key), typing.get_type_hints(type(value), include_extras=True)[key]
+    new = _override(old, inner, rest, text, path)
+    if not rest and _holds_parts(old):
+        raise InputError(f"--set {path}={text}: set one of its items ({path}.0 to {path}.{len(old) - 1})")
+    if not (is_dataclass(old) or _holds_parts(old)):
+        new = _checked(inner, new, typing.get_type_hints(type(value))[key], f"{path}={text}")
+    return dataclasses.replace(value, **{key: new})  # type: ignore[type-var]
 
 
-def _parse(current: Any, text: str, path: str) -> Any:
-    if is_dataclass(current):
-        if text not in PARTS:
-            raise unknown(f"part in --set {path}", text, PARTS)
-        return PARTS[text]()
-    return _coerce(type(current), text, path)
+def _holds_parts(value: Any) -> bool:
+    return isinstance(value, tuple) and any(map(is_dataclass, value))
 
 
-def _coerce(hint: Any, text: str, path: str) -> Any:
-    """`text` as JSON (or bare text) of the annotated type."""
+def _part(hint: Any, text: str, path: str) -> Any:
+    """A part by name, with its defaults, out of those that fit the annotation."""
+    fitting = {part.__name__: part for part in PARTS.get(hint) or typing.get_args(hint) or (hint,)}
+    if text not in fitting:
+        raise unknown(f"part in --set {path}", text, fitting)
+    try:
+        return fitting[text]()
+    except TypeError:
+        names = ", ".join(f.name for f in fields(fitting[text]))
+        raise InputError(f"--set {path}={text}: {text} has no defaults; set its fields ({names})") from None
+
+
+def _data(text: str) -> Any:
+    """JSON, or bare text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _checked(hint: Any, data: Any, expected: Any, what: str) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
-        data = text
-    try:
         return TypeAdapter(hint).validate_python(data)
     except ValidationError as error:
-        expected = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
-        raise InputError(f"--set {path}={text}: expected {expected} ({error.errors()[0]['msg']})") from None
+        name = str(expected) if typing.get_args(expected) else expected.__name__
+        name = re.sub(r"typing.Optional\[(.*)\]", r"\1 or null", name)
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ").lower()
+        raise InputError(f"--set {what}: expected {name} ({reason})") from None
 
 
 def without_flips(value: Any) -> Any:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops
+from dd_tasks.ranges import Amount, Count, Decay, Positive, Scale
 from dd_tasks.types import CropMemory, Crops, Tick
-
-Scale = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class RandomCrops:
     remembered. A full memory gives up its easiest crop for a harder one."""
 
     scale: Scale = (0.5, 1.0)
-    threshold: float = 0.5
+    threshold: Amount = 0.5
     flip: bool = True
     may_finish = False
 
@@ -63,11 +62,12 @@ class RandomCrops:
 
 @dataclass(frozen=True)
 class Revisit:
-    """Exploitation: an image draws one of its remembered crops with probability softmax(hardness); afterwards the crop's
-    hardness is refreshed, or the crop forgotten once it is at most `threshold`. Without any left: a random crop."""
+    """Exploitation: an image draws one of its remembered crops with probability softmax(hardness); afterwards the
+    crop's hardness is refreshed, or the crop forgotten once it is at most `threshold`. Without any left: a random crop,
+    which is not remembered."""
 
     scale: Scale = (0.5, 1.0)
-    threshold: float = 0.5
+    threshold: Amount = 0.5
     flip: bool = True
     may_finish = True
 
@@ -87,18 +87,16 @@ class Revisit:
         places = torch.arange(memory.hardness_NM.shape[1], device=hardness_N.device)
         revisited_NM = chosen.memory_N[:, None] == places
         fresh_N1 = torch.where(hardness_N > self.threshold, hardness_N, -torch.inf)[:, None]
-        return CropMemory(
-            memory.boxes_NM4, memory.flips_NM, torch.where(revisited_NM, fresh_N1, memory.hardness_NM)
-        )
+        return CropMemory(memory.boxes_NM4, memory.flips_NM, torch.where(revisited_NM, fresh_N1, memory.hardness_NM))
 
 
 @dataclass(frozen=True)
 class Adam:
     """The pixels' optimiser; `rate` in units of the data's channel std."""
 
-    rate: float = 0.05
-    betas: tuple[float, float] = (0.5, 0.9)
-    eps: float = 1e-8
+    rate: Amount = 0.05
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
+    eps: Amount = 1e-8
 
     def over(self, pixels_NCHW: Tensor) -> torch.optim.Optimizer:
         return torch.optim.Adam([pixels_NCHW], self.rate, self.betas, self.eps)
@@ -106,7 +104,7 @@ class Adam:
 
 @dataclass(frozen=True)
 class Phase:
-    steps: int
+    steps: Count
     viewer: RandomCrops | Revisit
 
 
@@ -116,7 +114,7 @@ class Schedule:
 
     phases: tuple[Phase, ...] = ()
     optimiser: Adam = Adam()
-    memory: int = 1
+    memory: Positive = 1
 
     @property
     def steps(self) -> int:

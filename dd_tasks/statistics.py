@@ -104,8 +104,6 @@ def from_tensors(tensors: dict[str, Tensor], device: torch.device) -> tuple[Laye
         number, field = key.split(".")
         layers.setdefault(number, {})[field] = tensors[key]
     return tuple(
-        LayerStatistics(
-            bool(fields["batch_norm"]), **{k: v.to(device) for k, v in fields.items() if k != "batch_norm"}
-        )
+        LayerStatistics(bool(fields["batch_norm"]), **{k: v.to(device) for k, v in fields.items() if k != "batch_norm"})
         for fields in layers.values()
     )

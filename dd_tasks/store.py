@@ -1,6 +1,6 @@
 """Results by what they are: put and get over fsspec (a folder, S3, ...), atomic and checked.
 
-`KIND/DIGEST.json` is written last and names the blobs of a result with their sha256; `blobs/SHA256` holds the bytes once.
+`KIND/DIGEST.json` is written last and names the blobs of a result with their sha256; `blobs/SHA256` holds the bytes.
 A result is there when its entry is; a blob that is missing or altered makes the result missing.
 """
 
@@ -46,14 +46,16 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
         try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
             self.fs.makedirs(posixpath.join(self.root, "blobs"), exist_ok=True)
             probe = self._path(f".probe-{uuid.uuid4().hex}")
             self.fs.pipe_file(probe, b"")
             self.fs.rm_file(probe)
-        except (OSError, PermissionError) as error:
+        except OSError as error:
             raise InputError(f"store {url} cannot be written: {error.strerror or error}") from None
+        except (ValueError, ImportError) as error:  # a protocol that nobody knows, or one whose package is missing
+            raise InputError(f"store {url}: {error}") from None
 
     def put(self, ref: Ref, facts: Mapping[str, Any], **groups: Mapping[str, Tensor]) -> Ref:
         """Store JSON facts and groups of tensors; the entry appears whole or not at all."""
@@ -95,9 +97,10 @@ class Store:
     def _read_entry(self, ref: Ref) -> dict[str, Any] | None:
         try:
             entry = json.loads(self.fs.cat_file(self._entry(ref)))
-            return entry if isinstance(entry, dict) and {"facts", "blobs"} <= entry.keys() else None
         except (FileNotFoundError, ValueError):
             return None
+        whole = isinstance(entry, dict) and all(isinstance(entry.get(part), dict) for part in ("facts", "blobs"))
+        return entry if whole else None
 
     def _put_blob(self, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()

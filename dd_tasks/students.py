@@ -13,27 +13,28 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dd_tasks.augment import own_share, show
-from dd_tasks.committee import ObserverRecipe, accuracy, autocast, compiled, seeded
-from dd_tasks.committee import train as train_on_real
+from dd_tasks.committee import accuracy, autocast, compiled, seeded
+from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build
+from dd_tasks.ranges import Amount, Decay, Positive, Several, Share
 from dd_tasks.shards import Feed
 from dd_tasks.types import Canvas, Track, Views, untracked
 
 
 @dataclass(frozen=True)
 class StudentRecipe:
-    """EDC's and E2D's student (methods sections 4 and 5c): AdamW; `MSE(logits, labels) + class_weight * CE`; an average of
-    the weights (`ema`) is what is scored; the rate falls along half a cosine of twice the length until `tail` of the
+    """EDC's and E2D's student (methods sections 4 and 5c): AdamW; `MSE(logits, labels) + class_weight * CE`; an average
+    of the weights (`ema`) is what is scored; the rate falls along half a cosine of twice the length until `tail` of the
     epochs are left, then linearly to 0. `hard` trains on the class labels of the same views instead."""
 
     architecture: str = "convnet3"
-    epochs: int = 300
-    batch: int = 50
-    rate: float = 1e-3
-    weight_decay: float = 0.01
-    class_weight: float = 0.025
-    ema: float = 0.99
-    tail: float = 1 / 6
+    epochs: Positive = 300
+    batch: Several = 50
+    rate: Amount = 1e-3
+    weight_decay: Amount = 0.01
+    class_weight: Amount = 0.025
+    ema: Decay = 0.99
+    tail: Share = 1 / 6
     hard: bool = False
 
 
@@ -44,16 +45,26 @@ def rate_at(progress: float, tail: float) -> float:
 
 
 def batches(views: Views, size: int, epochs: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Rows of `views` by epoch, shuffled within each; epochs beyond those stored cycle. A last lone view joins its batch."""
+    """Rows of `views` by epoch, shuffled within each; epochs beyond those stored cycle.
+
+    A last lone view joins the batch before it. InputError where there is not one view.
+    """
+    if not len(views):
+        raise InputError("no labelled views to train a student on")
     stored = int(views.epochs_V.max()) + 1
     rows_by_epoch = [torch.nonzero(views.epochs_V == e)[:, 0] for e in range(stored)]
     for epoch in range(epochs):
         rows = rows_by_epoch[epoch % stored]
         rows = rows[torch.randperm(len(rows), generator=rng)]
-        parts = list(rows.split(size))
-        if len(parts) > 1 and len(parts[-1]) == 1:  # BatchNorm in training needs two
-            parts[-2:] = [torch.cat(parts[-2:])]
-        yield from parts
+        yield from rows.split(batch_sizes(len(rows), size))
+
+
+def batch_sizes(n: int, size: int) -> list[int]:
+    """n views in batches of `size`, the last one the smaller, or larger by the lone view that would be left over."""
+    whole, rest = divmod(n, size)
+    if rest == 1 and whole:  # BatchNorm in training needs two
+        return [size] * (whole - 1) + [size + 1]
+    return [size] * whole + [rest] * (rest > 0)
 
 
 def train(
@@ -68,13 +79,13 @@ def train(
     track: Track = untracked,
 ) -> float:
     """Top-1 (a fraction) on `test` of a student trained on the labelled views."""
-    net = seeded(lambda: build(recipe.architecture, shape), seed).to(device, memory_format=torch.channels_last)
+    net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     fast = compiled(net, recipe.epochs * len(canvas), shape.side)
     optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay)
     rng = torch.Generator().manual_seed(seed)
     pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
-    steps = recipe.epochs * max(1, math.ceil(len(canvas) / recipe.batch))
+    steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))
     every = batches(views, recipe.batch, recipe.epochs, rng)
     for step, rows in enumerate(track(every, f"student {recipe.architecture} seed {seed}", steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
@@ -103,11 +114,3 @@ def objective(
     if recipe.hard:
         return by_class
     return F.mse_loss(logits_VK, labels_VK) + recipe.class_weight * by_class
-
-
-def train_full(
-    architecture: str, shape: Shape, real: Feed, test: Feed, *, epochs: int, seed: int, device: torch.device, track: Track = untracked
-) -> float:
-    """Top-1 (a fraction) on `test` of the same architecture trained on all real data by the observers' recipe."""
-    recipe = ObserverRecipe(architecture, epochs, peak_rate=0.05, batch=min(128, real.samples), seed=seed)
-    return train_on_real(recipe, shape, real, test, device=device, track=track).accuracy

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dd_tasks.ranges import Amount, Decay
 from dd_tasks.statistics import LayerStatistics
 from dd_tasks.types import Moments, Observer, Reading
 
@@ -28,7 +29,7 @@ class Term(Protocol):
 class CrossEntropy:
     """Mean cross-entropy of the observer against the image's class."""
 
-    weight: float = 1.0
+    weight: Amount = 1.0
     needs_moments = False
 
     def convene(self, observers: tuple[Observer, ...]) -> Closure:
@@ -42,13 +43,13 @@ class SmoothedStatistics:
     a distance is |mean - mean|_2 + |variance - variance|_2, and a_1 = `first_layer`.
 
     The batch's statistics are an exponential average over this panel's steps, begun at the first step's value, with
-    straight-through gradient: the value of the average, the gradient of the current batch. `convolutions` adds the inputs
-    of convolutions to those of BatchNorm layers. The matching of 16 x 16 patches of the original is left out.
+    straight-through gradient: the value of the average, the gradient of the current batch. `convolutions` adds the
+    inputs of convolutions to those of BatchNorm layers. The matching of 16 x 16 patches of the original is left out.
     """
 
-    weight: float = 0.1
-    momentum: float = 0.8
-    first_layer: float = 10.0
+    weight: Amount = 0.1
+    momentum: Decay = 0.8
+    first_layer: Amount = 10.0
     convolutions: bool = True
     needs_moments = True
 

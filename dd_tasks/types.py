@@ -29,7 +29,7 @@ def untracked(items: Iterable[T], what: str, total: int | None = None) -> Iterat
 
 @dataclass(frozen=True)
 class Canvas:
-    """Distilled images: uint8 `images_NCHW` of classes `targets_N` (int64), and for each the keys of its real sources."""
+    """Distilled images: uint8 `images_NCHW` of classes `targets_N` (int64), and the key of each one's real sources."""
 
     images_NCHW: Tensor
     targets_N: Tensor
@@ -113,8 +113,11 @@ class Reading:
 class Observer(Protocol):
     """A frozen network trained on real data. `statistics` are those of its watched layers over that data."""
 
-    name: str
-    statistics: tuple[Any, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def statistics(self) -> tuple[Any, ...]: ...
 
     def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading: ...
 

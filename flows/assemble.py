@@ -5,13 +5,12 @@ import logging
 import resource
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-
 
 from dd_tasks import artifact, presets, recipe, report, validate
 from dd_tasks.committee import Member, ObserverRecipe, named
@@ -22,7 +21,8 @@ from dd_tasks.shards import Source
 from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe
 from flows.settings import Settings
-from flows.tasks import Data, Seat, facts_of, get_canvas, get_views, machine, stage, store_of
+from flows.tasks import stage
+from flows.workspace import Data, Seat, facts_of, get_canvas, get_views, machine, store_of
 from schemas.manifest import Claim, Cost, LabelInfo, Manifest, ObserverEntry, QuarantinedSample, SourceData, SourceShard
 from schemas.spec import RunSpec
 
@@ -41,18 +41,24 @@ class Run:
     students: tuple[StudentRecipe, ...]
 
     @property
-    def rows(self) -> Iterable[tuple[StudentRecipe, bool]]:
+    def rows(self) -> Iterator[StudentRecipe]:
         """Each student on soft labels and, where asked for, on hard ones."""
         for student in self.students:
-            yield student, False
+            yield student
             if self.spec.hard_rows:
-                yield replace(student, hard=True), True
+                yield replace(student, hard=True)
 
     def row(self, data: str, student: StudentRecipe) -> Row:
         return f"{data}_hard" if student.hard else data, student.architecture, student.epochs
 
-    def full_row(self, architecture: str) -> Row:
-        return "full", architecture, self.spec.full_epochs
+    @property
+    def full_students(self) -> Iterator[ObserverRecipe]:
+        """The same architectures on all real data, trained as observers are, one a seed."""
+        for architecture in self.spec.students if self.spec.full_epochs else ():
+            for seed in range(self.spec.seeds):
+                yield ObserverRecipe(
+                    architecture, self.spec.full_epochs, peak_rate=0.05, batch=64, flip=self.spec.flip, seed=seed
+                )
 
 
 def resolve(spec: RunSpec, data: Data) -> Run:
@@ -86,11 +92,11 @@ def claims_of(measured: list[tuple[Row, int, Ref]], split: str, settings: Settin
     for row, seed, ref in measured:
         by_row.setdefault(row, []).append((seed, facts_of(ref, settings)))
     claims = []
-    for (row, student, epochs), found in by_row.items():
+    for (name, student, epochs), found in by_row.items():
         accuracies = [facts["accuracy"] for _, facts in found]
         claims.append(
             Claim(
-                row=row, student=student, epochs=epochs, split=split, seeds=[seed for seed, _ in found],  # type: ignore[arg-type]
+                row=name, student=student, epochs=epochs, split=split, seeds=[seed for seed, _ in found],
                 accuracies=accuracies, mean=statistics.fmean(accuracies),
                 std=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
                 seconds=round(sum(facts["seconds"] for _, facts in found), 1),
@@ -122,29 +128,45 @@ def assemble(
     """Write the artifact folder; it is validated before it takes its name."""
     spec, shape = run.spec, data.shape
     finished, begun, views = get_canvas(canvas, settings), get_canvas(first, settings), get_views(labels, settings)
-    claims = claims_of(measured, "test" if data.test else "held-out", settings)
     stages = {
         "observers": [s.weights for s in seats], "statistics": [s.statistics for s in seats], "choose": [first],
         "recover": list(panels), "relabel": [labels], "students": [ref for _, _, ref in measured],
     }  # fmt: skip
     seconds = {name: round(sum(facts_of(r, settings)["seconds"] for r in refs), 1) for name, refs in stages.items()}
     draft = Manifest(
-        name=spec.name or out.resolve().name, preset=spec.preset, recipe=plain(run.recipe), seed=spec.seed, ipc=spec.ipc, license=spec.license,
-        identity=identity("run", 1, canvas=canvas.digest, labels=labels.digest), classes=data.source.index.classes,
-        side=data.side, mean=shape.mean, std=shape.std, source=_source(data.source, data),
-        test=_source(data.test) if data.test else None, held_out=data.held_out,
+        name=spec.name or out.resolve().name,
+        license=spec.license,
+        preset=spec.preset,
+        recipe=plain(run.recipe),
+        identity=identity("run", 1, canvas=canvas.digest, labels=labels.digest),
+        seed=spec.seed,
+        ipc=spec.ipc,
+        classes=data.source.index.classes,
+        side=data.side,
+        mean=shape.mean,
+        std=shape.std,
+        source=_source(data.source, data),
+        test=_source(data.test) if data.test else None,
+        held_out=data.held_out,
         observers=[_observer(seat, settings) for seat in seats],
         labels=LabelInfo(
-            codec="exact", epochs=run.recipe.labeller.epochs, views=len(views), bytes=0,
+            codec="exact",
+            epochs=run.recipe.labeller.epochs,
+            views=len(views),
+            bytes=0,
             batch_statistics=getattr(run.recipe.labeller, "batch_statistics", None),
         ),
-        claims=claims, command=command, files={},
+        claims=claims_of(measured, "test" if data.test else "held-out", settings),
         cost=Cost(
-            image_updates=sum(facts_of(panel, settings)["image_updates"] for panel in panels), seconds=seconds,
-            peak_memory_bytes=peak_memory(), machine=machine(),
+            image_updates=sum(facts_of(panel, settings)["image_updates"] for panel in panels),
+            seconds=seconds,
+            peak_memory_bytes=peak_memory(),
+            machine=machine(),
         ),
+        command=command,
         versions={"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in VERSIONS},
-    )  # fmt: skip
+        files={},
+    )
     story = story_of(run, begun.images_NCHW, panels, settings)
     pictures = {
         "preview.png": preview(begun.images_NCHW, finished.images_NCHW, finished.targets_N, draft.classes),

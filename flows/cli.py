@@ -21,6 +21,8 @@ committee_app = typer.Typer(no_args_is_help=True, help="Train or import the obse
 app.add_typer(shards_app, name="shards")
 app.add_typer(committee_app, name="committee")
 
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
+
 Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
@@ -36,7 +38,9 @@ def run(
     test: Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
     side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
-    committee: Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")] = None,
+    committee: Annotated[
+        str | None, typer.Option(help="A committee by name, or the file of `committee import`.")
+    ] = None,
     student: Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Students a row.")] = None,
     student_epochs: Annotated[int | None, typer.Option(help="Epochs of a student.")] = None,
@@ -44,7 +48,9 @@ def run(
     full_epochs: Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")] = None,
     hard_rows: Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")
+    ] = None,
     panel: Annotated[int | None, typer.Option(help="Images recovered together.")] = None,
     tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")] = None,
@@ -80,7 +86,7 @@ def presets() -> None:
 
 @app.command()
 def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")]) -> None:
-    """Check an artifact: schema, checksums, counts, labels, images. Exit 0 when sound, 1 with a list of what is wrong."""
+    """Check an artifact: schema, checksums, counts, labels, images. Exit 1 with a list of what is wrong."""
     from dd_tasks.validate import validate as problems_of
 
     problems = problems_of(path)
@@ -126,7 +132,13 @@ def pack(
         classes, samples = packing.dataset_samples(source, split, image_column, label_column)
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", split).strip("-")
     index = packing.pack(
-        samples, classes, out, prefix=prefix, samples_per_shard=samples_per_shard, track=console.track, overwrite=overwrite
+        samples,
+        classes,
+        out,
+        prefix=prefix,
+        samples_per_shard=samples_per_shard,
+        track=console.track,
+        overwrite=overwrite,
     )
     print(f"{out}: {index.samples} images of {len(index.classes)} classes in {len(index.shards)} shards")
 
@@ -181,9 +193,8 @@ def import_(
     verbose: Verbose = False,
 ) -> None:
     """Seat a pre-trained network: check its weights, measure accuracy and statistics on the shards."""
-    from flows import launch
-
     from dd_tasks.committee import Imported
+    from flows import launch
 
     member = Imported(architecture, weights, sha256.lower())
     launch.import_observer(member, tuple(shards), committee, side, _settings(store, device, verbose))
@@ -249,10 +260,14 @@ def main() -> None:
     prepare_environment()
     keep_freed_memory()
     try:
-        app()
-    except KeyboardInterrupt:
+        raise SystemExit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
         print("retort: interrupted; the same command continues where this one stopped", file=sys.stderr)
         raise SystemExit(130) from None
+    except UsageError as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        print(message if len(sys.argv) < 3 and "Usage" in message else f"retort: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (ValueError, OSError) as error:
         line = _one_line(error)
         if line is None:
@@ -267,5 +282,7 @@ def _one_line(error: ValueError | OSError) -> str | None:
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error.strerror or error)
+        return (
+            f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error.strerror or error)
+        )
     return None

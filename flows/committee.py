@@ -1,20 +1,20 @@
 """@flow train_committee: real shards -> observers, checkpoints, held-out accuracy, statistics."""
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from dd_tasks.committee import Imported, ObserverRecipe
 from flows.settings import Settings
-from flows.tasks import Data, Seat, import_observer, index_shards, measure_observer, train_observer
+from flows.tasks import ONE_AT_A_TIME, import_observer, index_shards, measure_observer, train_observer
+from flows.workspace import Data, Seat
 
 
-@flow(name="train-committee", validate_parameters=False, task_runner=ThreadPoolTaskRunner(max_workers=1))
-def train_committee(
-    members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings
-) -> tuple[Seat, ...]:
+@flow(name="train-committee", validate_parameters=False, task_runner=ONE_AT_A_TIME)
+def train_committee(members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings) -> tuple[Seat, ...]:
     """Train, or check in, each observer; then measure what its layers see of the training part of the shards."""
     learning = [
-        (import_observer if isinstance(member, Imported) else train_observer).submit(member, data, settings)
+        import_observer.submit(member, data, settings)
+        if isinstance(member, Imported)
+        else train_observer.submit(member, data, settings)
         for member in members
     ]
     weights = [future.result() for future in learning]
@@ -22,7 +22,7 @@ def train_committee(
     return tuple(seat.result() for seat in seats)
 
 
-@flow(name="committee-from-shards", validate_parameters=False, task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="committee-from-shards", validate_parameters=False, task_runner=ONE_AT_A_TIME)
 def committee_from_shards(
     members: tuple[ObserverRecipe | Imported, ...],
     patterns: tuple[str, ...],

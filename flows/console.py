@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,7 +16,7 @@ class PlainTrack:
     """Progress as log lines: one every EVERY seconds and one at the end of any loop that took longer than that."""
 
     def __call__(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-        total = len(items) if total is None and hasattr(items, "__len__") else total
+        total = len(items) if total is None and isinstance(items, Sized) else total
         start = shown = time.monotonic()
         done = 0
         for done, item in enumerate(items, 1):
@@ -40,7 +40,14 @@ class RichTrack:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
         from rich.text import Text
 
         class Rate(ProgressColumn):
@@ -63,7 +70,7 @@ class RichTrack:
             self._count(-1)
 
     def _tracked(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
-        total = len(items) if total is None and hasattr(items, "__len__") else total
+        total = len(items) if total is None and isinstance(items, Sized) else total
         bar = self.progress.add_task(what, total=total)
         try:
             for item in items:

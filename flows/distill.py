@@ -3,23 +3,32 @@
 from pathlib import Path
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from dd_tasks.initialise import WholeImages
 from flows.assemble import assemble, resolve
 from flows.committee import train_committee
 from flows.settings import Settings
 from flows.tasks import (
-    choose_images, draw_candidates, gather, index_shards, panels_of, recover_panel, relabel, seed_of, train_full_student,
+    ONE_AT_A_TIME,
+    choose_images,
+    draw_candidates,
+    gather,
+    index_shards,
+    recover_panel,
+    relabel,
+    train_on_full_data,
     train_student,
 )  # fmt: skip
+from flows.workspace import panels_of, seed_of
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
 
+HERE = Settings()
 
-@flow(name="distill-dataset", task_runner=ThreadPoolTaskRunner(max_workers=1))
-def distill_dataset(spec: RunSpec, out: Path, settings: Settings = Settings(), command: str = "") -> Manifest:
-    """Distil the shards of `spec` into the artifact `out`. Finished stages found in the store are not repeated."""
+
+@flow(name="distill-dataset", task_runner=ONE_AT_A_TIME)
+def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "") -> Manifest:
+    """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.
     data = index_shards(spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc)
     run = resolve(spec, data)
@@ -42,20 +51,26 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = Settings(), c
 
     # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed.
     labels = relabel(recipe.labeller, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
-    random = [choose_images(WholeImages(), lot, seats, spec.ipc, data, s, settings) for lot, s in zip(lots, draws)]
-    random_labels = [relabel(recipe.labeller, r, seats, data, s, settings, "random") for r, s in zip(random, draws)]
+    random = [
+        choose_images(WholeImages(), lot, seats, spec.ipc, data, s, settings)
+        for lot, s in zip(lots, draws, strict=True)
+    ]
+    random_labels = [
+        relabel(recipe.labeller, r, seats, data, s, settings, "random") for r, s in zip(random, draws, strict=True)
+    ]
 
     # Train students: every row under the same recipe, last epoch, one student a seed.
     scores = []
-    for student, hard in run.rows:
+    for student in run.rows:
         for seed in range(spec.seeds):
             ours = train_student.submit(student, canvas, labels, data, seed, settings, "distilled images")
-            theirs = train_student.submit(student, random[seed], random_labels[seed], data, seed, settings, "random images")
+            theirs = train_student.submit(
+                student, random[seed], random_labels[seed], data, seed, settings, "random images"
+            )
             scores += [(run.row("distilled", student), seed, ours), (run.row("random", student), seed, theirs)]
-    for architecture in spec.students if spec.full_epochs else ():
-        for seed in range(spec.seeds):
-            full = train_full_student.submit(architecture, spec.full_epochs, data, seed, settings)
-            scores.append((run.full_row(architecture), seed, full))
+    for student in run.full_students:
+        full = train_on_full_data.submit(student, data, settings)
+        scores.append((("full", student.architecture, student.epochs), student.seed, full))
     measured = [(row, seed, score.result()) for row, seed, score in scores]
 
     # Assemble, validate, and only then put in place.

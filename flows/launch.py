@@ -12,9 +12,10 @@ from dd_tasks import artifact, presets, report
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.networks import builder
-from dd_tasks.recipe import plain
+from dd_tasks.recipe import Recipe, plain
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
+from dd_tasks.types import Tick
 from flows.settings import Settings
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -40,7 +41,7 @@ def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
     """InputError unless every pattern matches, the store can be written and the device is here."""
     expand(patterns)
     Store(settings.store)
-    from flows.tasks import device_of
+    from flows.workspace import device_of
 
     device_of(settings)
 
@@ -57,9 +58,7 @@ def show_result(manifest: Manifest, out: Path, page: Path | None) -> None:
         table.add_column(column, justify="left" if column in ("images", "student") else "right")
     for claim in manifest.claims:
         score = f"{100 * claim.mean:.1f} ± {100 * claim.std:.1f}"
-        table.add_row(
-            claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)), score, f"{claim.seconds:.0f}"
-        )
+        table.add_row(claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)), score, f"{claim.seconds:.0f}")
     shown = _shown(100)
     shown.print(table)
     shown.print(f"\nreport: {page or out / 'assets' / 'report.html'}\nload it with\n", highlight=False)
@@ -75,14 +74,15 @@ def show_plan(spec: RunSpec, out: Path) -> None:
 
     artifact.check_out(out)
     resolved = resolve_at(spec, spec.side or SIDE_FOR_PLAN)
-    urls = expand(spec.shards)
+    urls, steps = expand(spec.shards), resolved.recipe.schedule.steps
     plan = {
         "shards": len(urls),
         "test shards": len(expand(spec.test)) if spec.test else 0,
-        "observers": [f"{o.name}, {o.epochs} epochs" for o in resolved.observers],
+        "observers": [o.name for o in resolved.observers],
         "images per class": spec.ipc,
-        "steps": resolved.recipe.schedule.steps,
-        "image-updates per image, at most": resolved.recipe.schedule.steps * _seated(resolved.recipe),
+        "steps": steps,
+        "image-updates per image, at most": resolved.recipe.schedule.steps
+        * _seated(resolved.recipe, len(resolved.observers)),
         "labelled views per image": resolved.recipe.labeller.epochs,
         "students": [f"{s.architecture}, {s.epochs} epochs, {spec.seeds} seeds" for s in resolved.students],
         "out": str(out),
@@ -90,11 +90,10 @@ def show_plan(spec: RunSpec, out: Path) -> None:
     print(yaml.safe_dump({"recipe": plain(resolved.recipe), "plan": plan}, sort_keys=False), end="")
 
 
-def _seated(recipe: object) -> int:
+def _seated(recipe: Recipe, committee: int) -> int:
     """Observers an image meets in one step."""
-    from dd_tasks.types import Tick
-
-    return sum(len(ballot.voters.seated(Tick(0, None, 0.0), 1)) for ballot in recipe.ballots)  # type: ignore[attr-defined]
+    first = Tick(0, None, 0.0)
+    return sum(len(ballot.voters.seated(first, committee)) for ballot in recipe.ballots)
 
 
 def show_presets() -> None:
@@ -133,7 +132,8 @@ def train(
     settings: Settings,
 ) -> None:  # fmt: skip
     members = tuple(
-        m if isinstance(m, Imported) else replace(m, keep_every=keep_every, epochs=epochs or m.epochs) for m in named(name)
+        m if isinstance(m, Imported) else replace(m, keep_every=keep_every, epochs=epochs or m.epochs)
+        for m in named(name)
     )
     check_places(patterns, settings)
     _seat(members, patterns, side, tolerate, settings)
@@ -156,7 +156,7 @@ def _seat(
     members: tuple[Member, ...], patterns: tuple[str, ...], side: int | None, tolerate: int, settings: Settings
 ) -> None:
     from flows.committee import committee_from_shards
-    from flows.tasks import facts_of
+    from flows.workspace import facts_of
 
     seats = committee_from_shards(members, patterns, side, RunSpec.model_fields["held_out"].default, tolerate, settings)
     table = Table(title="committee: top-1 on the held-out part of the training images")

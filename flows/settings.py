@@ -46,4 +46,3 @@ class Settings(BaseModel):
 
     store: str = Field(default="runs/store", description="folder or URL (s3://...) of finished results")
     device: str = Field(default="auto", description="cpu, cuda, cuda:N or auto")
-

@@ -67,7 +67,12 @@ def changed(run: list[object], option: str, value: object) -> list[object]:
     ],
 )
 def test_a_bad_option_is_one_line(
-    run: list[object], option: str, value: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: list[object],
+    option: str,
+    value: str,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = refused(capsys, monkeypatch, *changed(run, option, value))
     assert said.startswith(line), said
@@ -145,7 +150,12 @@ class TestBadShards:
         assert line.startswith("retort: ipc 5000 is above the ") and "images of class" in line
 
     def test_a_shard_cut_in_half(
-        self, run: list[object], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        run: list[object],
+        digits: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         whole = next(digits.glob("train/*.tar")).read_bytes()
         (tmp_path / "half.tar").write_bytes(whole[: len(whole) // 2])
@@ -154,7 +164,12 @@ class TestBadShards:
         assert not (tmp_path / "out").exists()
 
     def test_an_image_of_no_bytes(
-        self, run: list[object], tmp_path: Path, image: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        run: list[object],
+        tmp_path: Path,
+        image: bytes,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         members = [("good.png", image), ("good.cls", b"0"), ("empty.png", b""), ("empty.cls", b"1")]
         shard = shard_with(tmp_path / "s.tar", members)
@@ -162,7 +177,12 @@ class TestBadShards:
         assert "s.tar" in line and "'empty'" in line
 
     def test_a_class_id_out_of_range(
-        self, run: list[object], tmp_path: Path, image: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        run: list[object],
+        tmp_path: Path,
+        image: bytes,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         (tmp_path / "classes.txt").write_text("cat\ndog\n")
         shard = shard_with(tmp_path / "s.tar", [("a.png", image), ("a.cls", b"12")])
@@ -175,7 +195,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 KiB."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
     yield mount
@@ -264,13 +286,19 @@ def test_run_validate_report(
     assert "ipc" in capsys.readouterr().out
 
 
-def test_validate_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validate_of_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "nowhere" in refused(capsys, monkeypatch, "validate", tmp_path / "nowhere")
 
 
 @pytest.mark.usefixtures("prefect_server")
 def test_an_imported_observer_is_checked_in_and_used(
-    digits: Path, quick: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    digits: Path,
+    quick: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import hashlib
 

@@ -24,7 +24,9 @@ def distil(quick: dict[str, object], out: Path, store: Path, **changes: object) 
 
 
 @pytest.fixture(scope="module")
-def first(quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> tuple[Path, Path]:
+def first(
+    quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory, prefect_server: None
+) -> tuple[Path, Path]:
     """(artifact, store) of one run."""
     root = tmp_path_factory.mktemp("run")
     distil(quick, root / "dataset", root / "store")
@@ -95,9 +97,10 @@ def test_an_empty_store_gives_the_same_bytes(
 
 def test_another_seed_gives_other_images(first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path) -> None:
     other = distil(quick, tmp_path / "d", first[1], seed=1, seeds=1, full_epochs=0)
-    assert parquet(other)["images/train-00000-of-00001.parquet"] != parquet(manifest_of(first[0]))[
-        "images/train-00000-of-00001.parquet"
-    ]
+    assert (
+        parquet(other)["images/train-00000-of-00001.parquet"]
+        != parquet(manifest_of(first[0]))["images/train-00000-of-00001.parquet"]
+    )
 
 
 def test_without_test_shards_the_held_out_part_scores(

@@ -1,0 +1,20 @@
+"""The ranges of a recipe's numbers, as types of its fields: `recipe.override` refuses what lies outside."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+
+def _rising(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise ValueError("the first may not exceed the second")
+    return scale
+
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Several = Annotated[int, Field(strict=True, ge=2)]  # BatchNorm needs two
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
+Scale = Annotated[tuple[Share, Share], AfterValidator(_rising)]  # smallest and largest area of a crop

@@ -1,0 +1,219 @@
+"""What tasks work with: the data as a run sees it, references between stages, and tensors in and out of the store."""
+
+import dataclasses
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd_tasks import committee, shards
+from dd_tasks.committee import Member, Observer
+from dd_tasks.errors import InputError
+from dd_tasks.networks import Shape
+from dd_tasks.recipe import identity
+from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source
+from dd_tasks.statistics import from_tensors
+from dd_tasks.store import Ref, Store
+from dd_tasks.types import Canvas, Crops, Studio, Views
+from flows import console
+from flows.settings import Settings
+
+log = logging.getLogger("flows.tasks")
+Made = tuple[Mapping[str, Any], dict[str, Any]]  # facts, groups of tensors
+
+
+@dataclass(frozen=True)
+class Data:
+    """The real data of a run: where it is, how it is looked at, and which part the observers never see."""
+
+    source: Source
+    test: Source | None
+    side: int
+    held_out: float
+    tolerate: int
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        index = self.source.index
+        return Shape(len(index.classes), self.side, index.mean, index.std)
+
+    @property
+    def digest(self) -> str:
+        return identity("data", 1, source=self.source.digest, side=self.side, held_out=self.held_out)
+
+    def is_held_out(self, key: str) -> bool:
+        return shards.held_out(key, self.held_out)
+
+    def is_training(self, key: str) -> bool:
+        return not self.is_held_out(key)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A member of a committee, by reference."""
+
+    recipe: Member
+    weights: Ref
+    statistics: Ref
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The unit of recovery: slots [start, stop) of the canvas, with a seed of its own."""
+
+    index: int
+    start: int
+    stop: int
+    seed: int
+
+
+def device_of(settings: Settings) -> torch.device:
+    """InputError for a device that is not here."""
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(
+            f"device {settings.device!r} is not here (choices: auto, cpu{', cuda' * torch.cuda.is_available()})"
+        )
+    return torch.device(name)
+
+
+@lru_cache(maxsize=4)
+def store_of(settings: Settings) -> Store:
+    return Store(settings.store)
+
+
+def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> Ref:
+    """The reference, once its result is in the store: found there, or made now."""
+    store = store_of(settings)
+    if store.find(ref) is not None:
+        log.info("%s: found in the store (%s)", what, ref)
+        return ref
+    start = time.perf_counter()
+    facts, groups = make()
+    seconds = time.perf_counter() - start
+    store.put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
+    log.info("%s: made in %.1f s (%s)", what, seconds, ref)
+    return ref
+
+
+_feeds: dict[tuple[str, str], Feed] = {}
+
+
+def feed_of(data: Data, part: str) -> Feed:
+    """The `training`, `held-out` or `test` images; decoded once a process where they fit into memory."""
+    key = (f"{data.digest} {data.test.digest if data.test else ''}", part)
+    if key not in _feeds:
+        if len(_feeds) > 6:
+            _feeds.clear()
+        keep = {"training": data.is_training, "held-out": data.is_held_out, "test": shards.keep_all}[part]
+        source = data.test if part == "test" else data.source
+        assert source is not None
+        quarantine = Quarantine(data.tolerate)
+        _feeds[key] = shards.feed(source, side=data.side, keep=keep, quarantine=quarantine, track=console.track)
+    return _feeds[key]
+
+
+def test_feed(data: Data) -> Feed:
+    return feed_of(data, "test" if data.test else "held-out")
+
+
+def network_of(seat: Seat, data: Data, settings: Settings) -> torch.nn.Module:
+    weights = store_of(settings).get(seat.weights).tensors["weights"]
+    return committee.restore(seat.recipe.architecture, weights, data.shape, device_of(settings))
+
+
+@lru_cache(maxsize=2)
+def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> tuple[Observer, ...]:
+    store, device = store_of(settings), device_of(settings)
+    observers = []
+    for seat in seats:
+        found = store.get(seat.weights)
+        net = committee.restore(seat.recipe.architecture, found.tensors["weights"], shape, device)
+        statistics = from_tensors(store.get(seat.statistics).tensors["statistics"], device)
+        observers.append(Observer(seat.recipe.name, net, statistics, found.facts["accuracy"]))
+    return tuple(observers)
+
+
+def studio_of(seats: tuple[Seat, ...], data: Data, seed: int, settings: Settings) -> Studio:
+    shape, device = data.shape, device_of(settings)
+    rng = torch.Generator(device).manual_seed(seed)
+    return Studio(observers_of(seats, shape, settings), shape.mean, shape.std, rng, device, console.track)
+
+
+def seed_of(seed: int, *what: object) -> int:
+    """A seed of its own for each use, from the run's."""
+    return int(identity("seed", 1, seed=seed, what=[str(w) for w in what])[:8], 16)
+
+
+def panels_of(slots: int, size: int, seed: int) -> tuple[Panel, ...]:
+    """The canvas cut into panels of at most `size` slots."""
+    starts = range(0, slots, size)
+    return tuple(Panel(i, a, min(a + size, slots), seed_of(seed, "panel", i)) for i, a in enumerate(starts))
+
+
+def put_candidates(found: Candidates) -> dict[str, Tensor]:
+    sizes = torch.tensor([len(image) for image in found.images])
+    return {
+        "bytes": torch.frombuffer(bytearray(b"".join(found.images)), dtype=torch.uint8),
+        "sizes": sizes,
+        "labels": torch.tensor(found.labels),
+    }
+
+
+def get_candidates(store: Store, ref: Ref) -> Candidates:
+    found = store.get(ref)
+    packed = found.tensors["candidates"]
+    images = tuple(bytes(part.numpy()) for part in packed["bytes"].split(packed["sizes"].tolist()))
+    return Candidates(images, tuple(packed["labels"].tolist()), tuple(found.facts["keys"]))
+
+
+def put_canvas(canvas: Canvas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    tensors = {"images_NCHW": canvas.images_NCHW.contiguous(), "targets_N": canvas.targets_N}
+    return {"sources": list(canvas.sources)}, tensors
+
+
+def get_canvas(ref: Ref, settings: Settings) -> Canvas:
+    found = store_of(settings).get(ref)
+    return Canvas(**found.tensors["canvas"], sources=tuple(found.facts["sources"]))
+
+
+def put_views(views: Views) -> dict[str, Tensor]:
+    flat = {f.name: getattr(views, f.name) for f in dataclasses.fields(views)}
+    for name in ("crops", "partner_crops"):
+        crops = flat.pop(name)
+        flat |= {f"{name}.boxes_N4": crops.boxes_N4, f"{name}.flips_N": crops.flips_N}
+    return {name: tensor.contiguous() for name, tensor in flat.items()}
+
+
+def get_views(ref: Ref, settings: Settings) -> Views:
+    flat = store_of(settings).get(ref).tensors["views"]
+    crops = {
+        name: Crops(flat.pop(f"{name}.boxes_N4"), flat.pop(f"{name}.flips_N")) for name in ("crops", "partner_crops")
+    }
+    columns: dict[str, Any] = {**flat, **crops}
+    return Views(**columns)
+
+
+def facts_of(ref: Ref, settings: Settings) -> dict[str, Any]:
+    facts = store_of(settings).find(ref)
+    assert facts is not None, ref
+    return facts
+
+
+def machine() -> str:
+    """The machine in words: GPU, processor, cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    words = f"{model}, {torch.get_num_threads()} cores"
+    return f"{torch.cuda.get_device_name()}, {words}" if torch.cuda.is_available() else words

@@ -1,0 +1,161 @@
+"""Crops, flips and mixing: the same views as torchvision's, from parameters that can be kept."""
+
+import pytest
+import tiny
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from dd_tasks import augment
+from dd_tasks.types import Crops, Views
+
+BOXES = ((0, 0, 16, 16), (3, 2, 7, 9), (0, 0, 1, 1), (15, 15, 1, 1), (0, 5, 16, 3), (4, 0, 2, 16), (8, 7, 8, 9))
+
+
+def crops(*boxes: tuple[int, int, int, int], flips: list[bool] | None = None) -> Crops:
+    return Crops(torch.tensor(boxes), torch.tensor(flips or [False] * len(boxes)))
+
+
+@pytest.mark.parametrize("side", [None, 7, 16, 24])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(16, 16), (16, 20)])
+def test_look_is_torchvisions_resized_crop_and_flip_of_each_image(side, flip, size):
+    pixels_NCHW = torch.rand(len(BOXES), 3, *size, generator=tiny.generator())
+    seen_NCSS = augment.look(pixels_NCHW, crops(*BOXES, flips=[flip] * len(BOXES)), side)
+    for pixels_CHW, box, seen_CSS in zip(pixels_NCHW, BOXES, seen_NCSS, strict=True):
+        out = [side or size[0]] * 2
+        expected_CSS = tv.resized_crop(pixels_CHW, *box, out, InterpolationMode.BILINEAR, antialias=False)
+        expected_CSS = tv.horizontal_flip(expected_CSS) if flip else expected_CSS
+        torch.testing.assert_close(seen_CSS, expected_CSS, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 7, 16, 33])
+def test_the_whole_crop_is_the_image_itself(side):
+    pixels_NCHW = tiny.pixels(3, side=side)
+    assert torch.equal(augment.look(pixels_NCHW, augment.whole(3, side)), pixels_NCHW)
+
+
+def test_the_gradient_of_a_look_flows_into_the_crop_alone():
+    boxes = BOXES[:5]
+    pixels_NCHW = tiny.pixels(len(boxes)).requires_grad_()
+    augment.look(pixels_NCHW, crops(*boxes, flips=[False, True, False, True, True])).sum().backward()
+    reached_NHW = (pixels_NCHW.grad != 0).all(1)
+    assert torch.equal(reached_NHW, augment.inside(torch.tensor(boxes), 16))
+    assert torch.equal(reached_NHW, (pixels_NCHW.grad != 0).any(1))
+
+
+@pytest.mark.parametrize("side", [16, 33])
+@pytest.mark.parametrize("scale", [(0.5, 1.0), (0.08, 1.0), (0.25, 0.25)])
+def test_random_crops_lie_inside_and_keep_area_and_aspect_but_for_rounding(side, scale):
+    top, left, tall, wide = augment.random_crops(2000, side, scale, tiny.generator()).boxes_N4.unbind(1)
+    assert (top >= 0).all() and (left >= 0).all() and (tall >= 1).all() and (wide >= 1).all()
+    assert (top + tall <= side).all() and (left + wide <= side).all()
+    assert ((tall + 0.5) * (wide + 0.5) >= scale[0] * side**2).all()
+    assert ((tall - 0.5) * (wide - 0.5) <= scale[1] * side**2).all()
+    assert ((wide + 0.5) / (tall - 0.5) >= 3 / 4).all() and ((wide - 0.5) / (tall + 0.5) <= 4 / 3).all()
+
+
+def test_random_crops_spread_evenly_over_area_aspect_and_place():
+    boxes_N4 = augment.random_crops(8000, 64, (0.1, 0.5), tiny.generator()).boxes_N4.double()
+    top, left, tall, wide = boxes_N4.unbind(1)
+    for values, mean in ((tall * wide / 64**2, 0.3), ((wide / tall).log(), 0), (top / (64 - tall), 0.5)):
+        assert values.mean().item() == pytest.approx(mean, abs=0.015)
+    assert (left / (64 - wide)).mean().item() == pytest.approx(0.5, abs=0.015)
+    assert ((tall * wide / 64**2) < 0.2).double().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (top == 0).any() and (left + wide == 64).any()
+
+
+def test_half_of_random_crops_are_flipped_and_none_without_flip():
+    flipped, plain = (augment.random_crops(4000, 16, (0.5, 1.0), tiny.generator(), flip=flip) for flip in (True, False))
+    assert flipped.flips_N.double().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not plain.flips_N.any()
+    assert torch.equal(flipped.boxes_N4, plain.boxes_N4)
+
+
+def test_a_scale_that_never_fits_gives_the_whole_image():
+    assert augment.random_crops(5, 16, (3.0, 4.0), tiny.generator()).boxes_N4.tolist() == [[0, 0, 16, 16]] * 5
+
+
+def test_mix_boxes_are_cutmixs_and_all_zeros_where_empty():
+    boxes_N4 = augment.random_mix_boxes(500, 16, tiny.generator())
+    empty = 0
+    for box, (own, y, x) in zip(boxes_N4.tolist(), torch.rand(3, 500, generator=tiny.generator()).T, strict=True):
+        half = int(16 * (1 - own).sqrt()) // 2
+        top, bottom = max(int(y * 16) - half, 0), min(int(y * 16) + half, 16)
+        left, right = max(int(x * 16) - half, 0), min(int(x * 16) + half, 16)
+        area = (bottom - top) * (right - left)
+        assert box == ([top, left, bottom - top, right - left] if area else [0, 0, 0, 0])
+        empty += not area
+    assert 0 < empty < 50
+
+
+def test_inside_is_true_within_the_box_alone():
+    mask_NSS = augment.inside(torch.tensor(BOXES), 16)
+    for mask, (top, left, tall, wide) in zip(mask_NSS, BOXES, strict=True):
+        rows = [[top <= y < top + tall and left <= x < left + wide for x in range(16)] for y in range(16)]
+        assert mask.tolist() == rows
+
+
+def views(mixes: list[list[int]]) -> Views:
+    """Six views of four images, one for each mix box."""
+    rng = tiny.generator(3)
+    first, second = (augment.random_crops(6, 16, (0.3, 1.0), rng) for _ in range(2))
+    images_V, partners_V = (torch.tensor(x, dtype=torch.int32) for x in ([0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 0]))
+    boxes_V4 = torch.tensor(mixes, dtype=torch.int16)
+    return Views(torch.zeros(6, dtype=torch.int32), images_V, first, partners_V, second, boxes_V4, torch.zeros(6, 3))
+
+
+MIXES = [[0, 0, 0, 0], [2, 3, 5, 6], [0, 0, 16, 16], [0, 0, 0, 0], [15, 0, 1, 16], [4, 4, 8, 8]]
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 6), slice(2, 5), torch.tensor([5, 0, 0, 2])])
+def test_show_pastes_the_partners_crop_into_the_mix_box(chosen):
+    pixels_NCHW, shown = tiny.pixels(4), views(MIXES)
+    rows = torch.arange(6)[chosen].tolist()
+    seen_VCSS = augment.show(pixels_NCHW, shown, chosen)
+    assert len(seen_VCSS) == len(rows)
+    for v, seen_CSS in zip(rows, seen_VCSS, strict=True):
+        own, partner = (
+            augment.look(pixels_NCHW[int(image)][None], of[v : v + 1])[0]
+            for image, of in ((shown.images_V[v], shown.crops), (shown.partners_V[v], shown.partner_crops))
+        )
+        top, left, tall, wide = MIXES[v]
+        expected_CSS = own.clone()
+        expected_CSS[:, top : top + tall, left : left + wide] = partner[:, top : top + tall, left : left + wide]
+        torch.testing.assert_close(seen_CSS, expected_CSS, rtol=0, atol=1e-6)
+
+
+def test_views_without_partners_are_looks():
+    pixels_NCHW, shown = tiny.pixels(4), views([[0] * 4] * 6)
+    plain_VCSS = augment.look(pixels_NCHW[shown.images_V.long()], shown.crops)
+    assert torch.equal(augment.show(pixels_NCHW, shown, slice(0, 6)), plain_VCSS)
+
+
+@pytest.mark.parametrize("mixes", [MIXES, [[0] * 4] * 6])
+def test_pixels_may_lie_on_another_device_than_the_views(mixes):
+    seen_VCSS = augment.show(tiny.pixels(4).to("meta"), views(mixes), torch.tensor([1, 2]))
+    assert seen_VCSS.device.type == "meta" and seen_VCSS.shape == (2, 3, 16, 16)
+
+
+def test_own_share_is_the_area_outside_the_mix_box():
+    boxes_N4 = torch.tensor(MIXES, dtype=torch.int16)
+    outside_N = (~augment.inside(boxes_N4, 16)).double().mean((1, 2))
+    torch.testing.assert_close(augment.own_share(boxes_N4, 16).double(), outside_N)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_shifted_moves_by_up_to_reach_with_reflected_edges_and_every_way_occurs(flip):
+    image_CHW, reach = tiny.pixels(1, side=5)[0], 1
+    moved_NCHW = augment.shifted(image_CHW.expand(400, -1, -1, -1), reach, tiny.generator(), flip=flip)
+    padded = torch.nn.functional.pad(image_CHW[None], (reach,) * 4, mode="reflect")[0]
+    windows = [padded[:, y : y + 5, x : x + 5] for y in range(3) for x in range(3)]
+    ways = torch.stack(windows + [window.flip(2) for window in windows])
+    same_NW = (moved_NCHW[:, None] == ways).flatten(2).all(2)
+    assert torch.equal(same_NW.sum(1), torch.ones(400, dtype=torch.int64))
+    assert same_NW.any(0).tolist() == [True] * 9 + [flip] * 9
+
+
+def test_shifted_is_a_function_of_the_generator():
+    pixels_NCHW = tiny.pixels(8)
+    first, again, other = (augment.shifted(pixels_NCHW, 4, tiny.generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)

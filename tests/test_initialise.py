@@ -1,0 +1,152 @@
+"""The first canvas: which real images, in which order, and none of them twice."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from dd_tasks import initialise
+from dd_tasks.decoding import decode
+from dd_tasks.initialise import Representatives, WholeImages
+from dd_tasks.shards import Candidates
+
+NOBODY = tiny.studio(None)
+
+
+class Grey:
+    """Embeds an image as its brightness."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def embed(self, pixels_NCHW: Tensor) -> Tensor:
+        return self.scale * 255 * pixels_NCHW.mean((1, 2, 3), keepdim=True)
+
+
+class Columns:
+    """Embeds an image as brightness of its left half."""
+
+    def embed(self, pixels_NCHW: Tensor) -> Tensor:
+        return 255 * pixels_NCHW[..., :8].mean((1, 2, 3), keepdim=True)
+
+
+def greys(*levels: list[int]) -> Candidates:
+    """Images of one grey level, by class."""
+    rows = [(level, k) for k, of_class in enumerate(levels) for level in of_class]
+    images = tuple(tiny.png(torch.full((3, 16, 16), level, dtype=torch.uint8)) for level, _ in rows)
+    return Candidates(images, tuple(k for _, k in rows), tuple(f"{k}-{level}" for level, k in rows))
+
+
+def images_of(candidates: Candidates, keys: tuple[str, ...]) -> Tensor:
+    by_key = dict(zip(candidates.keys, candidates.images, strict=True))
+    return torch.stack([decode(by_key[key], tiny.SIDE) for key in keys])
+
+
+@pytest.mark.parametrize("ipc", [1, 3, 5])
+def test_whole_images_are_the_first_of_each_class_by_index_then_class_and_none_twice(ipc):
+    candidates = tiny.digit_candidates(5)
+    canvas = WholeImages(flip=False).choose(candidates, ipc, tiny.SIDE, tiny.studio())
+    of_class = [
+        [k for k, label in zip(candidates.keys, candidates.labels, strict=True) if label == c] for c in range(10)
+    ]
+    assert canvas.sources == tuple(of_class[c][i] for i in range(ipc) for c in range(10))
+    assert len(set(canvas.sources)) == 10 * ipc
+    assert canvas.targets_N.tolist() == list(range(10)) * ipc
+    assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))
+
+
+def test_half_of_whole_images_are_mirrored_as_the_generator_says():
+    candidates = tiny.digit_candidates(5)
+    first, again, other = (WholeImages().choose(candidates, 5, 16, tiny.studio(seed=s)) for s in (1, 1, 2))
+    assert torch.equal(first.images_NCHW, again.images_NCHW)
+    assert not torch.equal(first.images_NCHW, other.images_NCHW)
+    plain_NCSS = images_of(candidates, first.sources)
+    same_N, mirrored_N = ((first.images_NCHW == x).flatten(1).all(1) for x in (plain_NCSS, plain_NCSS.flip(3)))
+    assert (same_N | mirrored_N).all()
+    assert 10 <= same_N.sum() <= 40 and 10 <= mirrored_N.sum() <= 40
+
+
+def test_images_are_brought_to_the_side_asked_for():
+    canvas = WholeImages(flip=False).choose(greys([10], [200]), 1, 8, NOBODY)
+    assert canvas.images_NCHW.shape == (2, 3, 8, 8)
+    assert canvas.images_NCHW.flatten(1).float().mean(1).tolist() == [10, 200]
+
+
+@pytest.mark.parametrize(
+    ("initialiser", "ipc", "demand"),
+    [
+        (WholeImages(), 1, 1),
+        (WholeImages(), 50, 50),
+        (Representatives(candidates=30), 10, 30),
+        (Representatives(candidates=30), 30, 30),
+        (Representatives(candidates=30), 31, 31),
+    ],
+)
+def test_images_asked_of_a_class(initialiser, ipc, demand):
+    assert initialiser.demand(ipc) == demand
+
+
+def test_the_row_nearest_each_centre_represents_it_largest_cluster_first():
+    rng = np.random.default_rng(0)
+    sizes, spots = (4, 9, 6), ((0, 0), (50, 0), (0, 50))
+    blobs = [np.array(spot) + rng.normal(size=(n, 2)) for n, spot in zip(sizes, spots, strict=True)]
+    embedding_NE = np.concatenate(blobs)
+    nearest = [int(((blob - blob.mean(0)) ** 2).sum(1).argmin()) for blob in blobs]
+    assert initialise.nearest_to_centres(embedding_NE, 3, seed=0) == [4 + nearest[1], 13 + nearest[2], nearest[0]]
+
+
+def test_two_centres_with_the_same_nearest_row_get_two_rows(monkeypatch):
+    embedding_NE = np.array([[0.0], [1.0], [5.0], [9.0], [10.0]])
+
+    class Found:
+        """k-means that ended with centres 5.1 and 4.9."""
+
+        def __init__(self, clusters, **options):
+            self.labels_ = np.array([1, 1, 0, 0, 0])
+
+        def fit(self, rows):
+            return self
+
+        def transform(self, rows):
+            return abs(rows - np.array([[5.1, 4.9]]))
+
+    monkeypatch.setattr("sklearn.cluster.KMeans", Found)
+    assert initialise.nearest_to_centres(embedding_NE, 2, seed=0) == [2, 1]
+
+
+def test_images_all_alike_are_still_taken_once_each():
+    with pytest.warns(ConvergenceWarning):
+        taken = initialise.nearest_to_centres(np.ones((5, 3)), 4, seed=0)
+    assert len(set(taken)) == 4
+
+
+def test_as_many_clusters_as_rows_takes_every_row_once():
+    assert sorted(initialise.nearest_to_centres(np.arange(6.0)[:, None] ** 2, 6, seed=0)) == list(range(6))
+
+
+def test_representatives_stand_for_the_clusters_of_their_class():
+    candidates = greys([10, 11, 12, 199, 200, 201, 202, 200], [90, 91, 92, 91, 14, 15, 16])
+    canvas = Representatives(candidates=8).choose(candidates, 2, 16, tiny.studio(Grey()))
+    assert canvas.sources[0] == "0-200" and canvas.sources[1:] == ("1-91", "0-11", "1-15")
+    assert canvas.targets_N.tolist() == [0, 1, 0, 1]
+    assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_every_observer_weighs_the_same_in_the_choice(scale):
+    images = list(tiny.digit_candidates(4).images)
+    plain_NE, scaled_NE = (initialise._embed(images, 16, tiny.studio(Grey(s), Columns())) for s in (1.0, scale))
+    assert plain_NE.shape == (40, 2)
+    torch.testing.assert_close(plain_NE, scaled_NE)
+    torch.testing.assert_close(plain_NE.abs().mean(0), torch.ones(2))
+
+
+def test_representatives_of_digits_are_of_their_class_distinct_and_a_function_of_the_seed():
+    candidates = tiny.digit_candidates(20)
+    label_of = dict(zip(candidates.keys, candidates.labels, strict=True))
+    canvas, again = (Representatives(20).choose(candidates, 4, 16, tiny.studio(seed=3)) for _ in range(2))
+    assert len(set(canvas.sources)) == 40 and canvas.sources == again.sources
+    assert [label_of[key] for key in canvas.sources] == canvas.targets_N.tolist() == list(range(10)) * 4
+    assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))

@@ -1,0 +1,137 @@
+"""Soft labels: the committee's mean logits of exactly the views that are stored."""
+
+import copy
+from dataclasses import fields
+from itertools import pairwise
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from dd_tasks import augment
+from dd_tasks.committee import Observer
+from dd_tasks.label import Relabel
+from dd_tasks.types import Crops, Views
+
+
+def same(one: Views, other: Views) -> bool:
+    def flat(views: Views) -> list[Tensor]:
+        values = [getattr(views, f.name) for f in fields(views)]
+        return [t for v in values for t in ((v.boxes_N4, v.flips_N) if isinstance(v, Crops) else (v,))]
+
+    return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
+
+
+def mean_logits(observers: tuple[Observer, ...], pixels_VCSS: Tensor) -> Tensor:
+    with torch.no_grad():
+        return sum(o.net(pixels_VCSS) for o in observers) / len(observers)
+
+
+def close(found_VK: Tensor, expected_VK: Tensor) -> None:
+    torch.testing.assert_close(found_VK.float(), expected_VK, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mix", [True, False])
+@pytest.mark.parametrize("batch", [500, 4])
+def test_stored_logits_are_the_committees_mean_on_the_stored_views(mix, batch):
+    observers, canvas = tiny.committee(), tiny.canvas(7)
+    views = Relabel(epochs=3, mix=mix, batch=batch).label(canvas, tiny.studio(*observers))
+    seen_VCSS = augment.show(canvas.images_NCHW / 255, views, slice(0, len(views)))
+    close(views.logits_VK, mean_logits(observers, seen_VCSS))
+    assert bool((views.mix_boxes_V4[:, 2] > 0).any()) is mix
+
+
+def test_every_image_is_labelled_once_an_epoch_in_an_order_that_changes():
+    views = Relabel(epochs=4).label(tiny.canvas(7), tiny.studio())
+    assert views.epochs_V.tolist() == [e for e in range(4) for _ in range(7)]
+    orders = [views.images_V[views.epochs_V == e].tolist() for e in range(4)]
+    assert all(sorted(order) == list(range(7)) for order in orders) and len(set(map(tuple, orders))) > 1
+
+
+def test_the_partner_is_another_image_in_its_own_crop():
+    views = Relabel(epochs=2).label(tiny.canvas(7), tiny.studio())
+    assert (views.partners_V != views.images_V).all()
+    for epoch in range(2):
+        rows = torch.nonzero(views.epochs_V == epoch)[:, 0].tolist()
+        row_of = {int(views.images_V[v]): v for v in rows}
+        partners = torch.tensor([row_of[int(views.partners_V[v])] for v in rows])
+        assert sorted(partners.tolist()) == rows
+        assert torch.equal(views.partner_crops.boxes_N4[rows], views.crops.boxes_N4[partners])
+        assert torch.equal(views.partner_crops.flips_N[rows], views.crops.flips_N[partners])
+
+
+def test_columns_have_the_types_of_labelled_views():
+    views = Relabel(epochs=1).label(tiny.canvas(), tiny.studio())
+    assert {views.epochs_V.dtype, views.images_V.dtype, views.partners_V.dtype} == {torch.int32}
+    assert views.mix_boxes_V4.dtype == torch.int16 and views.logits_VK.dtype == torch.float16
+    for crops in (views.crops, views.partner_crops):
+        assert crops.boxes_N4.dtype == torch.int64 and crops.flips_N.dtype == torch.bool
+
+
+def test_without_mix_the_same_crops_are_drawn_and_nothing_is_pasted():
+    mixed, plain = (Relabel(epochs=2, mix=mix).label(tiny.canvas(), tiny.studio()) for mix in (True, False))
+    assert not plain.mix_boxes_V4.any() and mixed.mix_boxes_V4.any()
+    assert torch.equal(plain.crops.boxes_N4, mixed.crops.boxes_N4) and torch.equal(plain.images_V, mixed.images_V)
+
+
+def test_crops_follow_scale_and_flip():
+    shares = {}
+    for scale, flip in (((0.5, 1.0), True), ((0.1, 0.2), False)):
+        crops = Relabel(epochs=10, scale=scale, flip=flip).label(tiny.canvas(), tiny.studio(tiny.observer())).crops
+        assert bool(crops.flips_N.any()) is flip
+        shares[scale] = crops.boxes_N4[:, 2:].prod(1) / 16**2
+    assert shares[0.1, 0.2].max() < 0.3 and shares[0.5, 1.0].min() > 0.4
+
+
+def test_without_epochs_there_are_no_views_of_as_many_classes():
+    views = Relabel(epochs=0).label(tiny.canvas(), tiny.studio())
+    assert len(views) == 0 and views.logits_VK.shape == (0, tiny.CLASSES)
+    some = Relabel(epochs=1).label(tiny.canvas(), tiny.studio())
+    assert all(
+        getattr(views, f.name).dtype == getattr(some, f.name).dtype for f in fields(views) if "crops" not in f.name
+    )
+
+
+def test_labels_are_a_function_of_the_generator():
+    first, again, other = (Relabel(epochs=2).label(tiny.canvas(), tiny.studio(seed=s)) for s in (1, 1, 2))
+    assert same(first, again) and not same(first, other)
+
+
+def by_batch(observer: Observer) -> nn.Module:
+    """The network with its BatchNorms in training mode, as a copy: the running statistics of the original stay."""
+    net = copy.deepcopy(observer.net)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "cuts"), [(8, 4, (0, 4, 8)), (7, 3, (0, 3, 7)), (11, 4, (0, 4, 11)), (3, 4, (0, 3))]
+)
+def test_batch_statistics_are_those_of_batchnorm_in_training_on_each_sub_batch(n, size, cuts):
+    observers, canvas = tiny.committee(), tiny.canvas(n)
+    before = [{k: v.clone() for k, v in o.net.state_dict().items()} for o in observers]
+    views = Relabel(epochs=2, batch_statistics=size).label(canvas, tiny.studio(*observers))
+    seen_VCSS = augment.show(canvas.images_NCHW / 255, views, slice(0, len(views)))
+    for start in (0, n):
+        for a, b in pairwise(cuts):
+            part = slice(start + a, start + b)
+            with torch.no_grad():
+                expected_VK = sum(by_batch(o)(seen_VCSS[part]) for o in observers) / len(observers)
+            close(views.logits_VK[part], expected_VK)
+    assert (views.logits_VK.float() - mean_logits(observers, seen_VCSS)).abs().max() > 0.01
+    for observer, kept in zip(observers, before, strict=True):
+        state = observer.net.state_dict()
+        assert state.keys() == kept.keys() and all(torch.equal(v, kept[k]) for k, v in state.items())
+        assert not any(m.training for m in observer.net.modules())
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_no_sub_batch_is_a_lone_view(size):
+    for n in range(2, 14):
+        watched = tiny.Watched(tiny.observer())
+        Relabel(epochs=1, batch_statistics=size).label(tiny.canvas(n), tiny.studio(watched))
+        assert sum(watched.sizes) == n and min(watched.sizes) >= min(n, size)
+        assert all(s == size for s in watched.sizes[:-1]) and watched.sizes[-1] < 2 * size

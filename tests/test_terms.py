@@ -1,0 +1,154 @@
+"""What is asked of the views: the statistics' term against its formula, layer by layer."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from dd_tasks.committee import Observer
+from dd_tasks.terms import CrossEntropy, SmoothedStatistics
+
+TARGETS_N = torch.tensor([0, 2, 2, 1])
+
+
+def views(step: int) -> Tensor:
+    return tiny.pixels(4, seed=step) * (0.4 + 0.3 * step)
+
+
+def inputs_of(observer: Observer, pixels_NCHW: Tensor, convolutions: bool) -> list[tuple[nn.Module, Tensor]]:
+    """The matched layers with their whole inputs."""
+    kinds = (nn.BatchNorm2d, nn.Conv2d) if convolutions else (nn.BatchNorm2d,)
+    layers = [m for m in observer.net.modules() if type(m) in kinds]
+    heard: dict[nn.Module, Tensor] = {}
+    handles = [m.register_forward_hook(lambda m, inputs, _: heard.__setitem__(m, inputs[0])) for m in layers]
+    observer.net(pixels_NCHW)
+    for handle in handles:
+        handle.remove()
+    return [(m, heard[m]) for m in layers]
+
+
+def own_of(input_NCHW: Tensor) -> Tensor:
+    """own_3C of a batch: mean, mean of the samples' variances, variance over samples and positions together."""
+    channels_CP = input_NCHW.permute(1, 0, 2, 3).flatten(1)
+    within = [sample.flatten(1).var(1, correction=0) for sample in input_NCHW]
+    return torch.stack([channels_CP.mean(1), sum(within) / len(within), channels_CP.var(1, correction=0)])
+
+
+def averaged(history: list[Tensor], momentum: float) -> Tensor:
+    value = history[0]
+    for current in history[1:]:
+        value = momentum * value + (1 - momentum) * current
+    return value
+
+
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
+
+
+def literal(term: SmoothedStatistics, observer: Observer, owns: list[Tensor], targets: list[int]) -> Tensor:
+    """The term for layers whose (averaged) statistics are owns_L3C."""
+    modules = [m for m in observer.net.modules() if type(m) in (nn.BatchNorm2d, nn.Conv2d)]
+    known = list(zip(modules, observer.statistics, strict=True))
+    known = [(m, s) for m, s in known if term.convolutions or type(m) is nn.BatchNorm2d]
+    total = torch.zeros(())
+    for i, ((module, real), (mean, within, whole)) in enumerate(zip(known, owns, strict=True)):
+        if type(module) is nn.BatchNorm2d:
+            overall = distance(mean, module.running_mean) + distance(whole, module.running_var)
+        else:
+            overall = distance(mean, real.mean_C) + distance(within, real.variance_C)
+        class_mean = sum(real.mean_KC[k] for k in targets) / len(targets)
+        class_variance = sum(real.variance_KC[k] for k in targets) / len(targets)
+        by_class = distance(mean, class_mean) + distance(within, class_variance)
+        total = total + (term.first_layer if i == 0 else 1) * 0.5 * (overall + by_class)
+    return term.weight * total
+
+
+TERMS = [
+    SmoothedStatistics(),
+    SmoothedStatistics(convolutions=False),
+    SmoothedStatistics(weight=0.3, momentum=0.5, first_layer=1.0),
+    SmoothedStatistics(momentum=0.0),
+]
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("architecture", ["convnet2_bn_w4", "thin_resnet4_w4"])
+def test_the_statistics_term_is_its_formula_at_every_step(term, architecture):
+    observer = tiny.observer(0, architecture)
+    loss = term.convene((observer,))
+    history: list[list[Tensor]] = []
+    for step in range(4):
+        history.append([own_of(x) for _, x in inputs_of(observer, views(step), term.convolutions)])
+        owns = [averaged(list(of_layer), term.momentum) for of_layer in zip(*history, strict=True)]
+        value = loss(0, observer.read(views(step), moments=True), TARGETS_N)
+        torch.testing.assert_close(value, literal(term, observer, owns, TARGETS_N.tolist()), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("term", TERMS[:2])
+def test_the_gradient_is_the_current_batchs_at_the_averages_value(term):
+    observer = tiny.observer()
+    loss = term.convene((observer,))
+    earlier = [own_of(x) for _, x in inputs_of(observer, views(0), term.convolutions)]
+    loss(0, observer.read(views(0), moments=True), TARGETS_N)
+    pixels_NCHW = views(1).requires_grad_()
+    (found,) = torch.autograd.grad(loss(0, observer.read(pixels_NCHW, moments=True), TARGETS_N), pixels_NCHW)
+
+    pixels_NCHW = views(1).requires_grad_()
+    current = [own_of(x) for _, x in inputs_of(observer, pixels_NCHW, term.convolutions)]
+    values = [averaged([a, b.detach()], term.momentum).requires_grad_() for a, b in zip(earlier, current, strict=True)]
+    slopes = torch.autograd.grad(literal(term, observer, values, TARGETS_N.tolist()), values)
+    (expected,) = torch.autograd.grad(current, pixels_NCHW, slopes)
+    assert expected.abs().max() > 1e-5
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_average_does_not_start_at_zero():
+    observer = tiny.observer()
+    smoothed, plain = (SmoothedStatistics(momentum=m).convene((observer,)) for m in (0.8, 0.0))
+    reading = observer.read(views(0), moments=True)
+    for _ in range(3):
+        torch.testing.assert_close(smoothed(0, reading, TARGETS_N), plain(0, reading, TARGETS_N))
+
+
+def test_nothing_leaks_from_one_panel_to_the_next():
+    observer, term = tiny.observer(), SmoothedStatistics()
+    first, second = (observer.read(views(step), moments=True) for step in (0, 1))
+    alone = term.convene((observer,))(0, second, TARGETS_N)
+    panel = term.convene((observer,))
+    panel(0, first, TARGETS_N)
+    assert not torch.isclose(panel(0, second, TARGETS_N), alone)
+    assert torch.equal(term.convene((observer,))(0, second, TARGETS_N), alone)
+
+
+def test_each_observer_has_an_average_of_its_own():
+    observers, term = (tiny.observer(0), tiny.observer(1)), SmoothedStatistics()
+    together, alone = term.convene(observers), term.convene(observers)
+    for step in range(3):
+        together(0, observers[0].read(views(step + 5), moments=True), TARGETS_N)
+        reading = observers[1].read(views(step), moments=True)
+        assert torch.equal(together(1, reading, TARGETS_N), alone(1, reading, TARGETS_N))
+
+
+def test_a_batch_that_is_the_real_data_is_at_no_distance_from_its_convolutions():
+    observer, pixels_NCHW, labels_N = tiny.observer(), tiny.pixels(24, seed=200), tiny.labels(24)
+    every = SmoothedStatistics(weight=1.0, first_layer=1.0)
+    whole = every.convene((observer,))(0, observer.read(pixels_NCHW, moments=True), labels_N)
+    norms = SmoothedStatistics(weight=1.0, first_layer=1.0, convolutions=False)
+    by_norms = norms.convene((observer,))(0, observer.read(pixels_NCHW, moments=True), labels_N)
+    torch.testing.assert_close(whole, by_norms, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_cross_entropy_is_the_weighted_mean_of_minus_log_probability(weight):
+    observer = tiny.observer()
+    reading = observer.read(views(0))
+    rows = zip(reading.logits_NK.tolist(), TARGETS_N.tolist(), strict=True)
+    expected = [math.log(sum(map(math.exp, row))) - row[k] for row, k in rows]
+    value = CrossEntropy(weight).convene((observer,))(0, reading, TARGETS_N)
+    assert value.item() == pytest.approx(weight * sum(expected) / 4, rel=1e-5)
+
+
+def test_only_statistics_need_moments():
+    assert SmoothedStatistics().needs_moments and not CrossEntropy().needs_moments
