@@ -63,13 +63,14 @@ class Run:
 
 def resolve(spec: RunSpec, data: Data) -> Run:
     """InputError for a name or an override that means nothing."""
-    return resolve_at(spec, data.side)
+    return resolve_at(spec, data.side, data.shape.classes)
 
 
-def resolve_at(spec: RunSpec, side: int) -> Run:
-    """The run at this image side; needs no data. Overrides go to the recipe, the student or the observers."""
+def resolve_at(spec: RunSpec, side: int, classes: int) -> Run:
+    """The run at this side and number of classes. Overrides go to the recipe, the student or the observers."""
     method: Recipe = presets.preset(spec.preset, side=side)
-    student = StudentRecipe(epochs=spec.student_epochs, batch=spec.student_batch)
+    batch = spec.student_batch or min(max(spec.ipc * classes // 10, 10), 100)
+    student = StudentRecipe(epochs=spec.student_epochs, batch=batch)
     observers = named(spec.committee)
     if not spec.flip:
         method, observers = recipe.without_flips((method, observers))

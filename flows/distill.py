@@ -68,10 +68,10 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
                 student, random[seed], random_labels[seed], data, seed, settings, "random images"
             )
             scores += [(run.row("distilled", student), seed, ours), (run.row("random", student), seed, theirs)]
-    for student in run.full_students:
-        full = train_on_full_data.submit(student, data, settings)
-        scores.append((("full", student.architecture, student.epochs), student.seed, full))
-    measured = [(row, seed, score.result()) for row, seed, score in scores]
+    for full in run.full_students:
+        score = train_on_full_data.submit(full, data, settings)
+        scores.append((("full", full.architecture, full.epochs), full.seed, score))
+    measured = [(row, seed, found.result()) for row, seed, found in scores]
 
     # Assemble, validate, and only then put in place.
     return assemble(run, data, seats, first, finished, canvas, labels, measured, out, settings, command)

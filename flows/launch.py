@@ -20,7 +20,7 @@ from flows.settings import Settings
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
 
-SIDE_FOR_PLAN = 32
+SIDE_FOR_PLAN, CLASSES_FOR_PLAN = 32, 10
 
 
 def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command: str) -> None:
@@ -28,7 +28,7 @@ def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command
     check_places(spec.shards + spec.test, settings)
     from flows.assemble import resolve_at
 
-    resolve_at(spec, spec.side or SIDE_FOR_PLAN)
+    resolve_at(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
     from flows.distill import distill_dataset
 
     manifest = distill_dataset(spec, out, settings, command)
@@ -73,7 +73,7 @@ def show_plan(spec: RunSpec, out: Path) -> None:
     from flows.assemble import resolve_at
 
     artifact.check_out(out)
-    resolved = resolve_at(spec, spec.side or SIDE_FOR_PLAN)
+    resolved = resolve_at(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
     urls, steps = expand(spec.shards), resolved.recipe.schedule.steps
     plan = {
         "shards": len(urls),

@@ -21,7 +21,9 @@ class RunSpec(BaseModel):
     students: tuple[str, ...] = Field(default=("convnet3",), min_length=1, description="architectures that are scored")
     seeds: int = Field(default=3, ge=1, description="students a row, and draws of random images")
     student_epochs: int = Field(default=300, ge=1)
-    student_batch: int = Field(default=50, ge=2)
+    student_batch: int | None = Field(
+        default=None, ge=2, description="views a batch; default: a tenth of the images, 10 to 100"
+    )
     full_epochs: int = Field(default=3, ge=0, description="epochs of the full-data row; 0 leaves it out")
     hard_rows: bool = Field(default=False, description="also score hard labels on the same images")
     seed: int = Field(default=0, ge=0)

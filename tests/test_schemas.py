@@ -20,13 +20,25 @@ def manifest() -> Manifest:
     claim = {"row": "distilled", "student": "conv", "epochs": 1, "split": "test", "seeds": [0], "accuracies": [0.5]}
     return Manifest.model_validate(
         {
-            **{"name": "digits", "preset": "sre2l", "recipe": {"steps": 3}, "identity": DIGEST, "seed": 0, "ipc": 1},
-            **{"classes": ["a", "b"], "side": 8, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1), "held_out": 0.1},
+            "name": "digits",
+            "preset": "sre2l",
+            "recipe": {"steps": 3},
+            "identity": DIGEST,
+            "seed": 0,
+            "ipc": 1,
+            "classes": ["a", "b"],
+            "side": 8,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (1, 1, 1),
+            "held_out": 0.1,
             "source": {"digest": DIGEST, "shards": [], "samples": 1},
             "labels": {"codec": "exact", "epochs": 0, "views": 0, "bytes": 0},
             "cost": {"image_updates": 0, "seconds": {}, "peak_memory_bytes": 0, "machine": "none"},
             "claims": [claim | {"mean": 0.5, "std": 0, "seconds": 1}],
-            **{"observers": [], "command": "none", "versions": {}, "files": {"a": {"bytes": 1, "sha256": DIGEST}}},
+            "observers": [],
+            "command": "none",
+            "versions": {},
+            "files": {"a": {"bytes": 1, "sha256": DIGEST}},
         }
     )
 
@@ -71,7 +83,10 @@ def test_a_broken_manifest_is_not(changes: dict) -> None:
 def header() -> dict:
     info = {"features": [{"name": "image", "dtype": "image"}], "splits": [{"num_bytes": 1, "num_examples": 1}]}
     return {
-        **{"license": "mit", "pretty_name": "x", "task_categories": ["image-classification"], "size_categories": []},
+        "license": "mit",
+        "pretty_name": "x",
+        "task_categories": ["image-classification"],
+        "size_categories": [],
         "tags": ["dataset-distillation"],
         "configs": [{"config_name": "images", "default": True, "data_files": [{"path": "images/train-*.parquet"}]}],
         "dataset_info": [info | {"config_name": "images", "download_size": 1, "dataset_size": 1}],

@@ -38,12 +38,26 @@ def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
     observer = {"name": "first", "architecture": "conv", "epochs": 3, "accuracy": 0.9, "digest": DIGEST, "seconds": 1}
     cost = {"image_updates": 1200, "seconds": {"recover": 1.5}, "peak_memory_bytes": 10**9, "machine": "2 cores"}
     fields: dict[str, object] = {
-        **{"name": "digits", "preset": "sre2l", "recipe": {"steps": 3}, "identity": DIGEST, "seed": 0, "ipc": IPC},
-        **{"classes": CLASSES, "side": SIDE, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "source": source},
-        **{"test": source, "held_out": 0.1, "observers": [observer], "cost": cost, "command": "retort distill digits"},
+        "name": "digits",
+        "preset": "sre2l",
+        "recipe": {"steps": 3},
+        "identity": DIGEST,
+        "seed": 0,
+        "ipc": IPC,
+        "classes": CLASSES,
+        "side": SIDE,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "source": source,
+        "test": source,
+        "held_out": 0.1,
+        "observers": [observer],
+        "cost": cost,
+        "command": "retort distill digits",
         "labels": {"codec": "exact", "epochs": epochs, "views": epochs * N, "bytes": 0},
         "claims": [claim("distilled", [0.5, 0.52]), claim("random", [0.4, 0.42]), claim("full", [0.8])],
-        **{"versions": {"torch": "2"}, "files": {}},
+        "versions": {"torch": "2"},
+        "files": {},
     }
     return Manifest.model_validate(fields | changes)
 
