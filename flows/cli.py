@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from schemas.spec import RunSpec
 
 app = typer.Typer(
-    name="retort", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="retort", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Distil a labelled image dataset into a few images per class with soft labels.",
 )  # fmt: skip
-shards_app = typer.Typer(no_args_is_help=True, help="Pack and check WebDataset shards.")
-committee_app = typer.Typer(no_args_is_help=True, help="Train or import the observers.")
+shards_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pack and check WebDataset shards.")
+committee_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train or import the observers.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(committee_app, name="committee")
 
@@ -255,7 +255,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say)."""
-    from flows.settings import keep_freed_memory, prepare_environment
+    from flows.environment import keep_freed_memory, prepare_environment
 
     prepare_environment()
     keep_freed_memory()

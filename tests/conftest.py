@@ -16,7 +16,7 @@ os.environ |= {
 }
 os.environ.pop("PREFECT_API_URL", None)
 
-from flows.settings import prepare_environment  # noqa: E402
+from flows.environment import prepare_environment  # noqa: E402
 
 prepare_environment()
 

@@ -1,0 +1,37 @@
+"""What is set before the heavy libraries are imported. Imports nothing of theirs, so that `retort --help` is quick."""
+
+import ctypes
+import os
+
+# Set before prefect is imported; what the user has set stays. The embedded server needs more than its default 20 s on a
+# small machine, and nothing we start reports on its user.
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "dd_tasks,flows",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line shows its own lines
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_CLI_WORDMARK": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def prepare_environment() -> None:
+    """Defaults for the libraries we start. Call before anything imports prefect."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the large blocks that every training step frees and asks for again, in one arena for all threads.
+
+    Measured on 2 cores: a compiled thin_resnet8_w16 at 32 px, batch 128, makes 10.3 instead of 7.5-8.8 steps a second.
+    """
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library: nothing to tune
+    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, 2**31 - 1), (arena_max, 1)):
+        mallopt(option, value)
