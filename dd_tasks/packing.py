@@ -151,6 +151,17 @@ def is_dataset(root: Path) -> bool:
     return (root / "README.md").is_file() or any(path.suffix in tables for path in files)
 
 
+def samples_of(
+    source: str, split: str, image_column: str | None = None, label_column: str | None = None, side: int = 16
+) -> tuple[list[str], Iterator[Encoded]]:
+    """The samples of whatever `source` names: `digits`, a folder of class folders, or a dataset for `datasets`."""
+    if source == "digits":
+        return digits_samples(split, side=side)
+    if Path(source).is_dir() and not is_dataset(Path(source)):
+        return folder_samples(Path(source))
+    return dataset_samples(source, split, image_column, label_column)
+
+
 def folder_samples(root: Path) -> tuple[list[str], Iterator[Encoded]]:
     """root/CLASS/*.jpg (jpeg, png, webp; deeper folders too), bytes as they are. InputError for an empty class."""
     if not root.is_dir():

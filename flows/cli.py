@@ -111,8 +111,8 @@ def report(
 @shards_app.command("pack")
 def pack(
     source: Annotated[str, typer.Argument(help="Folder of class folders, `digits`, or a Hugging Face dataset.")],
-    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    out: Annotated[Path, typer.Option(help="Folder of the shards; of several splits, each in a folder of its own.")],
+    split: Annotated[list[str] | None, typer.Option(help="Split; may be repeated.  [default: train]")] = None,
     image_column: Annotated[str | None, typer.Option(help="Default: the only image column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: the only class column.")] = None,
     side: Annotated[int, typer.Option(help="Pixels a side of `digits`.")] = 16,
@@ -124,23 +124,15 @@ def pack(
     from flows import console
 
     console.start()
-    if source == "digits":
-        classes, samples = packing.digits_samples(split, side=side)
-    elif Path(source).is_dir() and not packing.is_dataset(Path(source)):
-        classes, samples = packing.folder_samples(Path(source))
-    else:
-        classes, samples = packing.dataset_samples(source, split, image_column, label_column)
-    prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", split).strip("-")
-    index = packing.pack(
-        samples,
-        classes,
-        out,
-        prefix=prefix,
-        samples_per_shard=samples_per_shard,
-        track=console.track,
-        overwrite=overwrite,
-    )
-    print(f"{out}: {index.samples} images of {len(index.classes)} classes in {len(index.shards)} shards")
+    for part in (splits := split or ["train"]):
+        classes, samples = packing.samples_of(source, part, image_column, label_column, side)
+        prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", part).strip("-")
+        folder = out / prefix if len(splits) > 1 else out
+        index = packing.pack(
+            samples, classes, folder, prefix=prefix, samples_per_shard=samples_per_shard, track=console.track,
+            overwrite=overwrite,
+        )  # fmt: skip
+        print(f"{folder}: {index.samples} images of {len(index.classes)} classes in {len(index.shards)} shards")
 
 
 @shards_app.command("check")

@@ -258,6 +258,10 @@ def test_pack_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert call(monkeypatch, "shards", "pack", "digits", "--split", "test", "--out", out) == 0
     assert "images of 10 classes in 1 shards" in capsys.readouterr().out
     assert call(monkeypatch, "shards", "check", f"{out}/*.tar") == 0
+    both = [tmp_path / "both", "--split", "train", "--split", "test"]
+    assert call(monkeypatch, "shards", "pack", "digits", "--out", *both) == 0
+    assert (tmp_path / "both" / "test" / "test-0000.tar").read_bytes() == (out / "test-0000.tar").read_bytes()
+    assert (tmp_path / "both" / "train" / "index.json").exists()
     shard = out / "test-0000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"IHDR", b"IHDX", 1))
     assert call(monkeypatch, "shards", "check", f"{out}/*.tar") == 1
