@@ -2,6 +2,7 @@
 
 Runs the command line as a user would and writes benchmarks/results/cifar10-PRESET-ipcN.json from the manifest. A run
 that was stopped continues: `stage_seconds` are those of when a stage really ran, `wall_seconds` those of this call.
+Further options go to `retort run`, and into the command that the result records.
 """
 
 import argparse
@@ -22,11 +23,11 @@ def main() -> None:
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10/dataset"))
     parser.add_argument("--store", default="runs/cifar10/store")
-    arguments = parser.parse_args()
+    arguments, further = parser.parse_known_args()
     options = [
         "run", arguments.preset, "--shards", f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",
         "--test", f"{arguments.data}/cifar10-test-{{0000..0001}}.tar", "--committee", "small",
-        "--ipc", str(arguments.ipc), "--student", "convnet3",
+        "--ipc", str(arguments.ipc), "--student", "convnet3", *further,
     ]  # fmt: skip
     start = time.perf_counter()
     retort = Path(sys.executable).with_name("retort")
