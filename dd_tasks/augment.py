@@ -83,11 +83,9 @@ def inside(boxes_N4: Tensor, side: int) -> Tensor:
 def show(pixels_NCHW: Tensor, views: Views, chosen: Tensor | slice) -> Tensor:
     """pixels_VCSS of the chosen labelled views, exactly as the committee saw them, on the device of the pixels."""
     first = look(pixels_NCHW[views.images_V[chosen].long()], views.crops[chosen])
-    mixes = views.mix_boxes_V4[chosen]
-    if not bool((mixes[:, 2] > 0).any()):
-        return first
     second = look(pixels_NCHW[views.partners_V[chosen].long()], views.partner_crops[chosen])
-    return torch.where(inside(mixes.to(first.device), first.shape[-1])[:, None], second, first)
+    mixed_VSS = inside(views.mix_boxes_V4[chosen].to(first.device), first.shape[-1])
+    return torch.where(mixed_VSS[:, None], second, first)
 
 
 def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:

@@ -73,7 +73,7 @@ COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {"tiny": TINY, "small": S
 
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?(?<!\.safetensors)")  # a name with a dot, timm's say, is no file's suffix
-WORTH_COMPILING = 2e7  # pixels: below, compiling (10-25 s on 2 cores) costs more than it gains
+WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalisation of weights that do not carry their own
 
 

@@ -16,6 +16,8 @@ from dd_tasks.types import Canvas, Studio
 
 
 class Initialiser(Protocol):
+    needs_observers: bool  # whether `choose` asks the committee
+
     def demand(self, ipc: int) -> int:
         """Real images a class to draw at random, without replacement, before `choose`."""
         ...
@@ -30,6 +32,7 @@ class WholeImages:
     """`ipc` random real images of each class, whole, none twice; half of them flipped (E2D, methods section 5a)."""
 
     flip: bool = True
+    needs_observers = False
 
     def demand(self, ipc: int) -> int:
         return ipc
@@ -46,6 +49,7 @@ class Representatives:
 
     candidates: Positive = 300
     flip: bool = False
+    needs_observers = True
 
     def demand(self, ipc: int) -> int:
         return max(self.candidates, ipc)

@@ -5,7 +5,7 @@ Shape letters: N images, V views, C channels, S side, K classes.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -53,10 +53,7 @@ class Relabel:
                 torch.stack([o.read(pixels_BCSS).logits_NK for o in studio.observers]).mean(0)
                 for pixels_BCSS in (show(pixels_NCSS, views, part) for part in _parts(len(views), size))
             ]
-        return Views(
-            views.epochs_V, views.images_V, views.crops, views.partners_V, views.partner_crops, views.mix_boxes_V4,
-            torch.cat(logits).half(),
-        )  # fmt: skip
+        return replace(views, logits_VK=torch.cat(logits).half())
 
     def _draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
         """One view of every image in random order; a partner is the next in that order."""

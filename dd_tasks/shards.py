@@ -40,7 +40,7 @@ from schemas.index import ShardEntry, ShardIndex
 
 __all__ = [
     "IMAGE_SUFFIXES", "Batch", "Candidates", "Fault", "Feed", "InMemory", "Quarantine", "Sample", "Source", "Streaming",
-    "decode", "expand", "feed", "held_out", "open_source", "sample_per_class", "stream", "without_faults",
+    "decode", "expand", "feed", "held_out", "open_source", "sample_per_class", "stream",
 ]  # fmt: skip
 
 INDEX, CLASS_NAMES = "index.json", "classes.txt"
@@ -105,6 +105,7 @@ def open_source(
     track: Track = untracked,
 ) -> Source:
     """The shards matching `patterns` and what they hold: from an index.json that lists just these, else by reading all.
+    All are read, too, where faults are tolerated: an index.json counts samples that only decoding finds faulty.
 
     Class names come from `classes`, index.json, a classes.txt beside the shards, or are "0".."max". InputError for
     shards that are missing, cut short, unlike their index.json, or of one name, and for faults above the tolerance.
@@ -115,19 +116,15 @@ def open_source(
     _expect_sizes(by_name, listed)
     names = list(classes) if classes else index.classes if index else class_names(by_name.values())
     _expect_names(names or ())
-    if index and names and listed.keys() == by_name.keys() and len(names) == len(index.classes):
+    indexed = index and names and listed.keys() == by_name.keys() and len(names) == len(index.classes)
+    if index and indexed and not quarantine.limit:
         return Source(tuple(by_name[name] for name in listed), index.model_copy(update={"classes": names}))
-    log.info("reading %d shards: no %s lists exactly these", len(by_name), INDEX)
+    log.info("reading %d shards: %s", len(by_name), "faults are tolerated" if indexed else f"no {INDEX} lists them")
     scanned = _scan(tuple(by_name.values()), names, quarantine, track)
     for entry in scanned.shards:
         if entry.name in listed and entry.sha256 != listed[entry.name].sha256:
             raise InputError(f"shard {by_name[entry.name]!r} is not the one {INDEX} lists: its sha256 differs")
     return Source(tuple(by_name.values()), scanned)
-
-
-def without_faults(source: Source, *, quarantine: Quarantine, track: Track = untracked) -> Source:
-    """The same shards counted anew: an index.json counts samples that only decoding finds faulty; these go."""
-    return Source(source.urls, _scan(source.urls, source.index.classes, quarantine, track))
 
 
 def _expect_names(classes: Sequence[str]) -> None:

@@ -65,7 +65,7 @@ class Store:
         return ref
 
     def find(self, ref: Ref) -> dict[str, Any] | None:
-        """The facts of a result that is there and whole, else None."""
+        """The facts of a result that is there and whole, else None. Reads every blob of it; `get` only those named."""
         entry = self._read_entry(ref)
         if entry is None:
             return None
@@ -75,14 +75,14 @@ class Store:
                 return None
         return dict(entry["facts"])
 
-    def get(self, ref: Ref) -> Result:
-        """A stored result. KeyError where it is not there or not whole."""
+    def get(self, ref: Ref, *groups: str) -> Result:
+        """The facts of a stored result and the groups of its tensors that are named. KeyError where any is missing."""
         entry = self._read_entry(ref)
         if entry is None:
             raise KeyError(f"{ref} is not in the store {self.url}")
         tensors = {}
-        for name, sha256 in entry["blobs"].items():
-            blob = self._blob(sha256)
+        for name in groups:
+            blob = self._blob(entry["blobs"][name]) if name in entry["blobs"] else None
             if blob is None:
                 raise KeyError(f"{ref}: its {name} is missing or altered in the store {self.url}")
             tensors[name] = safetensors.torch.load(blob)

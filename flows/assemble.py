@@ -61,13 +61,35 @@ class Run:
                 )
 
 
-def resolve(spec: RunSpec, data: Data) -> Run:
-    """InputError for a name or an override that means nothing."""
-    return resolve_at(spec, data.side, data.shape.classes)
+@dataclass(frozen=True)
+class Results:
+    """What a run made, by reference: the committee, the canvas before and after, its labels, the scores."""
+
+    seats: tuple[Seat, ...]
+    first: Ref
+    panels: tuple[Ref, ...]
+    canvas: Ref
+    labels: Ref
+    measured: list[tuple[Row, int, Ref]]
+
+    @property
+    def stages(self) -> dict[str, list[Ref]]:
+        """What each stage made, for its cost."""
+        return {
+            "observers": [seat.weights for seat in self.seats],
+            "statistics": [seat.statistics for seat in self.seats],
+            "choose": [self.first],
+            "recover": list(self.panels),
+            "relabel": [self.labels],
+            "students": [ref for _, _, ref in self.measured],
+        }
 
 
-def resolve_at(spec: RunSpec, side: int, classes: int) -> Run:
-    """The run at this side and number of classes. Overrides go to the recipe, the student or the observers."""
+def resolve(spec: RunSpec, side: int, classes: int) -> Run:
+    """The run at this side and number of classes. Overrides go to the recipe, the student or the observers.
+
+    InputError for a name or an override that means nothing.
+    """
     method: Recipe = presets.preset(spec.preset, side=side)
     batch = spec.student_batch or min(max(spec.ipc * classes // 10, 10), 100)
     student = StudentRecipe(epochs=spec.student_epochs, batch=batch)
@@ -122,24 +144,30 @@ def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
 
 
 @stage("assemble")
-def assemble(
-    run: Run, data: Data, seats: tuple[Seat, ...], first: Ref, panels: tuple[Ref, ...], canvas: Ref, labels: Ref,
-    measured: list[tuple[Row, int, Ref]], out: Path, settings: Settings, command: str,
-) -> Manifest:  # fmt: skip
+def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder; it is validated before it takes its name."""
-    spec, shape = run.spec, data.shape
-    finished, begun, views = get_canvas(canvas, settings), get_canvas(first, settings), get_views(labels, settings)
-    stages = {
-        "observers": [s.weights for s in seats], "statistics": [s.statistics for s in seats], "choose": [first],
-        "recover": list(panels), "relabel": [labels], "students": [ref for _, _, ref in measured],
-    }  # fmt: skip
-    seconds = {name: round(sum(facts_of(r, settings)["seconds"] for r in refs), 1) for name, refs in stages.items()}
-    draft = Manifest(
-        name=spec.name or out.resolve().name,
+    begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
+    views = get_views(results.labels, settings)
+    name = run.spec.name or out.resolve().name
+    draft = draft_of(run, data, results, settings, name=name, command=command)
+    story = story_of(run, begun.images_NCHW, results.panels, settings)
+    pictures = {
+        "preview.png": preview(begun.images_NCHW, finished.images_NCHW, finished.targets_N, draft.classes),
+        "story.safetensors": story.to_bytes(),
+        "report.html": report.render(draft, finished, story).encode(),
+    }
+    return artifact.write(out, finished, views, draft, pictures, overwrite=True, check=validate.validate)
+
+
+def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name: str, command: str) -> Manifest:
+    """The manifest but for the files, which are listed once they are written."""
+    spec, shape, labeller = run.spec, data.shape, run.recipe.labeller
+    return Manifest(
+        name=name,
         license=spec.license,
         preset=spec.preset,
         recipe=plain(run.recipe),
-        identity=identity("run", 1, canvas=canvas.digest, labels=labels.digest),
+        identity=identity("run", 1, canvas=results.canvas.digest, labels=results.labels.digest),
         seed=spec.seed,
         ipc=spec.ipc,
         classes=data.source.index.classes,
@@ -149,37 +177,38 @@ def assemble(
         source=_source(data.source, data),
         test=_source(data.test) if data.test else None,
         held_out=data.held_out,
-        observers=[_observer(seat, settings) for seat in seats],
+        observers=[_observer(seat, settings) for seat in results.seats],
         labels=LabelInfo(
             codec="exact",
-            epochs=run.recipe.labeller.epochs,
-            views=len(views),
+            epochs=labeller.epochs,
+            views=labeller.epochs * spec.ipc * shape.classes,
             bytes=0,
-            batch_statistics=getattr(run.recipe.labeller, "batch_statistics", None),
+            batch_statistics=getattr(labeller, "batch_statistics", None),
         ),
-        claims=claims_of(measured, "test" if data.test else "held-out", settings),
-        cost=Cost(
-            image_updates=sum(facts_of(panel, settings)["image_updates"] for panel in panels),
-            seconds=seconds,
-            peak_memory_bytes=peak_memory(),
-            machine=machine(),
-        ),
+        claims=claims_of(results.measured, "test" if data.test else "held-out", settings),
+        cost=_cost(results, settings),
         command=command,
-        versions={"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in VERSIONS},
+        versions={"python": sys.version.split()[0]}
+        | {package: importlib.metadata.version(package) for package in VERSIONS},
         files={},
     )
-    story = story_of(run, begun.images_NCHW, panels, settings)
-    pictures = {
-        "preview.png": preview(begun.images_NCHW, finished.images_NCHW, finished.targets_N, draft.classes),
-        "story.safetensors": story.to_bytes(),
-        "report.html": report.render(draft, finished, story).encode(),
-    }
-    return artifact.write(out, finished, views, draft, pictures, overwrite=True, check=validate.validate)
+
+
+def _cost(results: Results, settings: Settings) -> Cost:
+    def total(refs: list[Ref], fact: str) -> float:
+        return sum(facts_of(ref, settings)[fact] for ref in refs)
+
+    return Cost(
+        image_updates=int(total(list(results.panels), "image_updates")),
+        seconds={stage: round(total(refs, "seconds"), 1) for stage, refs in results.stages.items()},
+        peak_memory_bytes=peak_memory(),
+        machine=machine(),
+    )
 
 
 def story_of(run: Run, before_NCHW: torch.Tensor, panels: tuple[Ref, ...], settings: Settings) -> report.Story:
     """The curves of every panel and where exploitation looked, for the report."""
-    curves = [store_of(settings).get(panel).tensors["curves"] for panel in panels]
+    curves = [store_of(settings).get(panel, "curves").tensors["curves"] for panel in panels]
     phases = run.recipe.schedule.phases
     return report.Story(
         before_NCHW, tuple(c["loss_T"] for c in curves), tuple(c["remembered_T"] for c in curves),

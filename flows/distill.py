@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from dd_tasks.initialise import WholeImages
-from flows.assemble import assemble, resolve
+from flows.assemble import Results, assemble, resolve
 from flows.committee import train_committee
 from flows.settings import Settings
 from flows.tasks import (
@@ -18,7 +18,7 @@ from flows.tasks import (
     relabel,
     train_on_full_data,
     train_student,
-)  # fmt: skip
+)
 from flows.workspace import panels_of, seed_of
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -31,7 +31,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.
     data = index_shards(spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc)
-    run = resolve(spec, data)
+    run = resolve(spec, data.side, data.shape.classes)
     recipe, begin = run.recipe, run.recipe.initialiser
 
     # Candidates are drawn first: a class with too few images is noticed before hours of training.
@@ -74,4 +74,5 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     measured = [(row, seed, found.result()) for row, seed, found in scores]
 
     # Assemble, validate, and only then put in place.
-    return assemble(run, data, seats, first, finished, canvas, labels, measured, out, settings, command)
+    results = Results(seats, first, finished, canvas, labels, measured)
+    return assemble(run, data, results, out, settings, command)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dd_tasks import artifact, presets, report
+from dd_tasks.card import accuracy
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.networks import builder
@@ -26,9 +27,9 @@ SIDE_FOR_PLAN, CLASSES_FOR_PLAN = 32, 10
 def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command: str) -> None:
     artifact.check_out(out)
     check_places(spec.shards + spec.test, settings)
-    from flows.assemble import resolve_at
+    from flows.assemble import resolve
 
-    resolve_at(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
     from flows.distill import distill_dataset
 
     manifest = distill_dataset(spec, out, settings, command)
@@ -54,11 +55,11 @@ def _shown(width: int) -> Console:
 def show_result(manifest: Manifest, out: Path, page: Path | None) -> None:
     """The final table, and the lines that load the result."""
     table = Table(title=f"{manifest.name}: top-1 of students on {manifest.claims[0].split} images, last epoch")
-    for column in ("images", "student", "epochs", "n", "mean ± std", "seconds"):
+    for column in ("images", "student", "epochs", "n", "mean ± std, %", "seconds"):
         table.add_column(column, justify="left" if column in ("images", "student") else "right")
     for claim in manifest.claims:
-        score = f"{100 * claim.mean:.1f} ± {100 * claim.std:.1f}"
-        table.add_row(claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)), score, f"{claim.seconds:.0f}")
+        about = (claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)))
+        table.add_row(*about, accuracy(claim), f"{claim.seconds:.0f}")
     shown = _shown(100)
     shown.print(table)
     shown.print(f"\nreport: {page or out / 'assets' / 'report.html'}\nload it with\n", highlight=False)
@@ -70,10 +71,10 @@ def show_plan(spec: RunSpec, out: Path) -> None:
     """The resolved recipe and what a run would do, as YAML; nothing is computed."""
     import yaml
 
-    from flows.assemble import resolve_at
+    from flows.assemble import resolve
 
     artifact.check_out(out)
-    resolved = resolve_at(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    resolved = resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
     urls, steps = expand(spec.shards), resolved.recipe.schedule.steps
     plan = {
         "shards": len(urls),

@@ -17,7 +17,7 @@ from dd_tasks import committee, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import Initialiser, WholeImages
+from dd_tasks.initialise import Initialiser
 from dd_tasks.label import Labeller
 from dd_tasks.recipe import Recipe, identity
 from dd_tasks.shards import Quarantine
@@ -42,10 +42,9 @@ from flows.workspace import (
     put_candidates,
     put_canvas,
     put_views,
-    store_of,
     studio_of,
     test_feed,
-)  # fmt: skip
+)
 
 log = logging.getLogger(__name__)
 ONE_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=1)  # every task uses all cores
@@ -73,8 +72,6 @@ def index_shards(
     """What the shards hold, checked; InputError where they do not serve the run."""
     quarantine = Quarantine(tolerate)
     source = shards.open_source(patterns, quarantine=quarantine, track=console.track)
-    if tolerate:
-        source = shards.without_faults(source, quarantine=quarantine, track=console.track)
     tested = None
     if test:
         classes = source.index.classes
@@ -130,7 +127,7 @@ def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Setting
 
     def make() -> Made:
         device = device_of(settings)
-        net = network_of(Seat(recipe, weights, ref), data, settings)
+        net = network_of(recipe, weights, data.shape, settings)
         measured = committee.statistics(net, feed_of(data, "training"), data.shape.classes, device, console.track)
         return {}, {"statistics": to_tensors(measured)}
 
@@ -139,7 +136,8 @@ def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Setting
 
 @stage("draw candidates (seed {seed})")
 def draw_candidates(initialiser: Initialiser, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
-    """Real images a class, in one pass over the training part. Fewer than asked for: all of the smallest class."""
+    """Real images a class, in one pass over the training part; fewer than the initialiser would like where a class has
+    fewer, never fewer than `ipc`."""
     wanted = initialiser.demand(ipc)
     if wanted > ipc:
         share = 0.8 * (1 - data.held_out)  # the held-out part is drawn by key, so a class's share of it varies
@@ -167,12 +165,12 @@ def choose_images(
     settings: Settings,
 ) -> Ref:
     """The first canvas, all classes."""
-    looks = None if isinstance(initialiser, WholeImages) else [seat.weights.digest for seat in seats]
+    looks = [seat.weights.digest for seat in seats] if initialiser.needs_observers else None
     inputs = {"initialiser": initialiser, "candidates": candidates.digest, "seats": looks, "ipc": ipc, "seed": seed}
     ref = Ref("canvas", identity("choose", 1, side=data.side, **inputs))
 
     def make() -> Made:
-        found = get_candidates(store_of(settings), candidates)
+        found = get_candidates(candidates, settings)
         studio = studio_of(seats, data, seed, settings)
         facts, tensors = put_canvas(initialiser.choose(found, ipc, data.side, studio))
         return facts, {"canvas": tensors}

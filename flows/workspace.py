@@ -127,20 +127,19 @@ def test_feed(data: Data) -> Feed:
     return feed_of(data, "test" if data.test else "held-out")
 
 
-def network_of(seat: Seat, data: Data, settings: Settings) -> torch.nn.Module:
-    weights = store_of(settings).get(seat.weights).tensors["weights"]
-    return committee.restore(seat.recipe.architecture, weights, data.shape, device_of(settings))
+def network_of(recipe: Member, weights: Ref, shape: Shape, settings: Settings) -> torch.nn.Module:
+    found = store_of(settings).get(weights, "weights").tensors["weights"]
+    return committee.restore(recipe.architecture, found, shape, device_of(settings))
 
 
 @lru_cache(maxsize=2)
 def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> tuple[Observer, ...]:
-    store, device = store_of(settings), device_of(settings)
     observers = []
     for seat in seats:
-        found = store.get(seat.weights)
-        net = committee.restore(seat.recipe.architecture, found.tensors["weights"], shape, device)
-        statistics = from_tensors(store.get(seat.statistics).tensors["statistics"], device)
-        observers.append(Observer(seat.recipe.name, net, statistics, found.facts["accuracy"]))
+        net = network_of(seat.recipe, seat.weights, shape, settings)
+        measured = store_of(settings).get(seat.statistics, "statistics").tensors["statistics"]
+        accuracy = facts_of(seat.weights, settings)["accuracy"]
+        observers.append(Observer(seat.recipe.name, net, from_tensors(measured, device_of(settings)), accuracy))
     return tuple(observers)
 
 
@@ -170,8 +169,8 @@ def put_candidates(found: Candidates) -> dict[str, Tensor]:
     }
 
 
-def get_candidates(store: Store, ref: Ref) -> Candidates:
-    found = store.get(ref)
+def get_candidates(ref: Ref, settings: Settings) -> Candidates:
+    found = store_of(settings).get(ref, "candidates")
     packed = found.tensors["candidates"]
     images = tuple(bytes(part.numpy()) for part in packed["bytes"].split(packed["sizes"].tolist()))
     return Candidates(images, tuple(packed["labels"].tolist()), tuple(found.facts["keys"]))
@@ -183,7 +182,7 @@ def put_canvas(canvas: Canvas) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def get_canvas(ref: Ref, settings: Settings) -> Canvas:
-    found = store_of(settings).get(ref)
+    found = store_of(settings).get(ref, "canvas")
     return Canvas(**found.tensors["canvas"], sources=tuple(found.facts["sources"]))
 
 
@@ -196,7 +195,7 @@ def put_views(views: Views) -> dict[str, Tensor]:
 
 
 def get_views(ref: Ref, settings: Settings) -> Views:
-    flat = store_of(settings).get(ref).tensors["views"]
+    flat = store_of(settings).get(ref, "views").tensors["views"]
     crops = {
         name: Crops(flat.pop(f"{name}.boxes_N4"), flat.pop(f"{name}.flips_N")) for name in ("crops", "partner_crops")
     }
@@ -205,9 +204,7 @@ def get_views(ref: Ref, settings: Settings) -> Views:
 
 
 def facts_of(ref: Ref, settings: Settings) -> dict[str, Any]:
-    facts = store_of(settings).find(ref)
-    assert facts is not None, ref
-    return facts
+    return store_of(settings).get(ref).facts
 
 
 def machine() -> str:

@@ -1,6 +1,5 @@
 """The command line: one clear line and exit code 2 for what cannot be used; tables and pages for what can."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tarred import write_tar
 
 from flows import cli
 
@@ -123,15 +123,6 @@ def test_a_store_that_cannot_be_written_is_named(
     assert f"store {tmp_path / 'file' / 'store'} cannot be written" in line
 
 
-def shard_with(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
 @pytest.fixture
 def image(digits: Path) -> bytes:
     with tarfile.open(next(digits.glob("train/*.tar"))) as tar:
@@ -172,7 +163,7 @@ class TestBadShards:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         members = [("good.png", image), ("good.cls", b"0"), ("empty.png", b""), ("empty.cls", b"1")]
-        shard = shard_with(tmp_path / "s.tar", members)
+        shard = write_tar(tmp_path / "s.tar", members)
         line = refused(capsys, monkeypatch, *changed(run, "--shards", shard))
         assert "s.tar" in line and "'empty'" in line
 
@@ -185,7 +176,7 @@ class TestBadShards:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         (tmp_path / "classes.txt").write_text("cat\ndog\n")
-        shard = shard_with(tmp_path / "s.tar", [("a.png", image), ("a.cls", b"12")])
+        shard = write_tar(tmp_path / "s.tar", [("a.png", image), ("a.cls", b"12")])
         line = refused(capsys, monkeypatch, *changed(run, "--shards", shard))
         assert "class id 12 out of range 0..1" in line and "s.tar" in line and "'a'" in line
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import random
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,12 @@ import fsspec
 import pytest
 import torch
 from PIL import Image
+from tarred import Member, write_tar
 
 from dd_tasks import shards
 from dd_tasks.errors import InputError
 from dd_tasks.packing import digits_samples, pack
 from dd_tasks.shards import InMemory, Quarantine, Source, Streaming
-
-Member = tuple[str, bytes]
-
-
-def write_tar(path: Path, members: list[Member]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def encoded(value: int = 100, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -156,9 +145,8 @@ def test_an_index_that_counts_a_faulty_sample_is_corrected(tmp_path):
     shard = trusted.shards[0].model_copy(update={"sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     (tmp_path / "index.json").write_text(trusted.model_copy(update={"shards": [shard]}).model_dump_json())
     quarantine = Quarantine(1)
-    source = opened(path)
-    assert source.index.samples == 5
-    assert shards.without_faults(source, quarantine=quarantine).index.samples_per_class == [2, 2]
+    assert opened(path).index.samples == 5
+    assert shards.open_source([str(path)], quarantine=quarantine).index.samples_per_class == [2, 2]
     assert [fault.key for fault in quarantine.found] == ["bad"]
 
 

@@ -46,7 +46,7 @@ def test_a_ref_shows_its_kind_and_the_start_of_its_digest():
 def test_what_is_put_is_got(store):
     facts = {"seconds": 1.5, "name": "é", "list": [1, None], "nested": {"a": True}}
     assert store.put(REF, facts, canvas=TENSORS, curves={"loss": torch.ones(3)}) == REF
-    result = Store(store.url).get(REF)
+    result = Store(store.url).get(REF, "canvas", "curves")
     assert result.facts == facts == store.find(REF)
     assert set(result.tensors) == {"canvas", "curves"} and same(result.tensors["canvas"], TENSORS)
 
@@ -72,7 +72,7 @@ def test_the_same_content_is_kept_once(store):
     store.put(REF, {"x": 1}, canvas=TENSORS)
     store.put(other, {"x": 2}, canvas=TENSORS, again=TENSORS)
     assert len(blobs(store)) == 1
-    assert store.get(other).facts == {"x": 2} and same(store.get(other).tensors["again"], TENSORS)
+    assert store.get(other).facts == {"x": 2} and same(store.get(other, "again").tensors["again"], TENSORS)
 
 
 def test_putting_again_replaces_the_facts(store):
@@ -104,9 +104,9 @@ def test_a_harmed_blob_makes_the_result_missing_until_it_is_put_again(store, har
     assert store.find(REF) is None
     assert caplog.messages == ["panel/0123456789ab: its canvas is missing or altered in the store; made again"]
     with pytest.raises(KeyError, match="its canvas is missing or altered"):
-        store.get(REF)
+        store.get(REF, "canvas")
     store.put(REF, {"x": 1}, canvas=TENSORS)
-    assert store.find(REF) == {"x": 1} and same(store.get(REF).tensors["canvas"], TENSORS)
+    assert store.find(REF) == {"x": 1} and same(store.get(REF, "canvas").tensors["canvas"], TENSORS)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_failing_write_leaves_no_entry_and_no_half_file(store, call, n, kept):
     store.fs = fs
     assert store.find(REF) is None and files(store) == blobs(store) and len(blobs(store)) == kept
     store.put(REF, {"x": 1}, canvas=TENSORS)
-    assert same(store.get(REF).tensors["canvas"], TENSORS)
+    assert same(store.get(REF, "canvas").tensors["canvas"], TENSORS)
 
 
 def test_a_failing_write_leaves_the_result_that_was_there(store):
