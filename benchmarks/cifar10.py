@@ -1,8 +1,8 @@
-"""E2D on CIFAR-10 with the `small` committee, all rows, 3 seeds: `python -m benchmarks.cifar10 --data DIR`.
+"""CIFAR-10 with the `small` committee, all rows, 3 seeds: `python -m benchmarks.cifar10 --data DIR`.
 
-Runs the command line as a user would and writes benchmarks/results/cifar10-PRESET-ipcN.json from the manifest. A run
-that was stopped continues: `stage_seconds` are those of when a stage really ran, `wall_seconds` those of this call.
-Further options go to `retort run`, and into the command that the result records.
+Runs the command line as a user would and writes benchmarks/results/cifar10-PRESET-ipcN-STUDENT.json from the manifest.
+A run that was stopped continues: `stage_seconds` are those of when a stage really ran, `wall_seconds` those of this
+call. Further options go to `retort run`, and into the command that the result records.
 """
 
 import argparse
@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the CIFAR-10 shards")
     parser.add_argument("--preset", default="e2d")
+    parser.add_argument("--student", default="convnet3")
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10/dataset"))
     parser.add_argument("--store", default="runs/cifar10/store")
@@ -27,7 +28,7 @@ def main() -> None:
     options = [
         "run", arguments.preset, "--shards", f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",
         "--test", f"{arguments.data}/cifar10-test-{{0000..0001}}.tar", "--committee", "small",
-        "--ipc", str(arguments.ipc), "--student", "convnet3", *further,
+        "--ipc", str(arguments.ipc), "--student", arguments.student, *further,
     ]  # fmt: skip
     start = time.perf_counter()
     retort = Path(sys.executable).with_name("retort")
@@ -38,7 +39,7 @@ def main() -> None:
     cost = manifest["cost"]
     kept = ("preset", "recipe", "ipc", "seed", "observers", "labels", "claims", "versions")
     result = {key: manifest[key] for key in kept} | {
-        "benchmark": f"cifar10-{arguments.preset}-ipc{arguments.ipc}",
+        "benchmark": f"cifar10-{arguments.preset}-ipc{arguments.ipc}-{arguments.student}",
         "command": command,
         "wall_seconds": round(wall, 1),
         "stage_seconds": cost["seconds"],

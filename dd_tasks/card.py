@@ -21,8 +21,8 @@ Table = Literal["images", "soft_labels"]
 SHARDS_SHOWN = 20
 HERE = "path/to/this-folder"  # load_dataset(".") fails: datasets 5.2 finds no name in it
 ROWS = {
-    "distilled": "this dataset",
-    "distilled_hard": "this dataset, class labels only",
+    "distilled": "the distilled images",
+    "distilled_hard": "the distilled images, class labels only",
     "random": "as many random real images, labelled alike",
     "random_hard": "as many random real images, class labels only",
     "full": "all real images",

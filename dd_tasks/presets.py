@@ -18,13 +18,18 @@ def e2d(*, side: int) -> Recipe:
     200 steps: 140 of exploration, 60 of exploitation; threshold .5; Adam .05; observers in turn; mean logits of the
     committee as labels. Statistics weigh .01 up to 64 px, .1 above, as EDC sets them.
     Departs: images never start from the same real one twice; the average of the statistics starts at the first step's
-    value, not at zero, and does not leak from one panel to the next; EDC's patch statistics are left out.
+    value, not at zero, and does not leak from one panel to the next; EDC's patch statistics are left out. Up to 64 px
+    the pixels' rate is doubled and labelled crops begin at a quarter of the area: each measured better on training
+    images of CIFAR-10 that were held out.
     """
+    small = side <= 64
     return Recipe(
         initialiser=WholeImages(),
-        ballots=(Ballot(RoundRobin(), (CrossEntropy(), SmoothedStatistics(weight=0.01 if side <= 64 else 0.1))),),
-        schedule=Schedule((Phase(140, RandomCrops()), Phase(60, Revisit())), Adam(rate=0.05), memory=140),
-        labeller=Relabel(),
+        ballots=(Ballot(RoundRobin(), (CrossEntropy(), SmoothedStatistics(weight=0.01 if small else 0.1))),),
+        schedule=Schedule(
+            (Phase(140, RandomCrops()), Phase(60, Revisit())), Adam(rate=0.1 if small else 0.05), memory=140
+        ),
+        labeller=Relabel(scale=(0.25, 1.0) if small else (0.5, 1.0)),
     )
 
 

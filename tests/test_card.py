@@ -73,7 +73,7 @@ def test_every_table_has_rows_of_equal_length() -> None:
 
 def test_accuracies_of_all_rows() -> None:
     text = rendered()
-    assert "| this dataset | resnet\\_18 | 2 | 51.00 ± 1.41 | 3 | test |" in text
+    assert "| the distilled images | resnet\\_18 | 2 | 51.00 ± 1.41 | 3 | test |" in text
     assert "| as many random real images, labelled alike | resnet\\_18 | 2 | 41.00 ± 1.41 | 3 | test |" in text
     assert "| all real images | resnet\\_18 | 1 | 80.00 | 3 | test |" in text
 

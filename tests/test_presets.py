@@ -12,8 +12,11 @@ from dd_tasks.terms import CrossEntropy, SmoothedStatistics
 from dd_tasks.voters import RoundRobin
 
 
-@pytest.mark.parametrize(("side", "weight"), [(32, 0.01), (64, 0.01), (65, 0.1), (224, 0.1)])
-def test_e2d_is_these_five_parts(side, weight):
+@pytest.mark.parametrize(
+    ("side", "weight", "rate", "least"),
+    [(32, 0.01, 0.1, 0.25), (64, 0.01, 0.1, 0.25), (65, 0.1, 0.05, 0.5), (224, 0.1, 0.05, 0.5)],
+)
+def test_e2d_is_these_five_parts(side, weight, rate, least):
     recipe = e2d(side=side)
     assert recipe.initialiser == WholeImages(flip=True)
     assert recipe.ballots == (
@@ -23,8 +26,8 @@ def test_e2d_is_these_five_parts(side, weight):
         Phase(140, RandomCrops(scale=(0.5, 1.0), threshold=0.5)),
         Phase(60, Revisit(scale=(0.5, 1.0), threshold=0.5)),
     )
-    assert recipe.schedule.optimiser == Adam(rate=0.05, betas=(0.5, 0.9))
-    assert recipe.labeller == Relabel(epochs=300, scale=(0.5, 1.0), mix=True, batch_statistics=None)
+    assert recipe.schedule.optimiser == Adam(rate=rate, betas=(0.5, 0.9))
+    assert recipe.labeller == Relabel(epochs=300, scale=(least, 1.0), mix=True, batch_statistics=None)
 
 
 def test_e2d_remembers_every_explored_crop():
