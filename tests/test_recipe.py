@@ -13,7 +13,6 @@ import torch
 from dd_tasks.committee import ObserverRecipe
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Representatives, WholeImages
-from dd_tasks.label import Relabel
 from dd_tasks.presets import e2d
 from dd_tasks.recipe import PARTS, identity, override, plain, without_flips
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule
@@ -202,7 +201,7 @@ INT, FLOAT, PAIR = "expected int (input should be", "expected float (input shoul
         ("labeller.scale", "[2,1]", f"--set labeller.scale=[2,1]: {PAIR}input should be less than or equal to 1)"),
         ("labeller.scale", "[0,1]", f"--set labeller.scale=[0,1]: {PAIR}input should be greater than 0)"),
         ("labeller.scale", "[1,0.5]", f"--set labeller.scale=[1,0.5]: {PAIR}the first may not exceed the second)"),
-        ("labeller.scale.1", "0.4", f"--set labeller.scale.1=0.4: {PAIR}the first may not exceed the second)"),
+        ("labeller.scale.1", "0.2", f"--set labeller.scale.1=0.2: {PAIR}the first may not exceed the second)"),
         # parts that are unknown, or in the wrong place
         (
             "initialiser", "Whole",
@@ -276,6 +275,7 @@ def test_without_flips_turns_every_flip_off_and_nothing_else():
     recipe, observers = without_flips((e2d(side=32), (ObserverRecipe("convnet3", 1),)))
     flips = [recipe.initialiser, recipe.labeller, *(p.viewer for p in recipe.schedule.phases), *observers]
     assert [part.flip for part in flips] == [False] * 5
-    assert recipe.initialiser == WholeImages(flip=False) and recipe.labeller == Relabel(flip=False)
+    assert recipe.initialiser == WholeImages(flip=False)
+    assert recipe.labeller == replace(e2d(side=32).labeller, flip=False)
     assert recipe.schedule.phases[0] == Phase(140, RandomCrops(flip=False))
     assert recipe.ballots == e2d(side=32).ballots
