@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 MANIFEST, CARD = "retort.json", "README.md"
 TABLES = ("images", "soft_labels")
 PARTS = {MANIFEST, CARD, "assets", *TABLES}
-SOURCE_SEPARATOR = "\n"  # between the keys of an image that began from several real ones
 SHARD_BYTES = 500_000_000
 ROW_GROUP = {"images": 100, "soft_labels": 8192}
 
@@ -116,9 +115,7 @@ def _image_table(canvas: Canvas, slots_N: Tensor, soft_NK: Tensor, schema: pa.Sc
         pa.array(canvas.targets_N.cpu().numpy(), pa.int64()),
         pa.FixedSizeListArray.from_arrays(pa.array(soft_NK.reshape(-1).numpy()), soft_NK.shape[1]),
         pa.array(slots_N.numpy().astype(np.int32)),
-        pa.array(
-            [source.split(SOURCE_SEPARATOR) if source else [] for source in canvas.sources], pa.list_(pa.string())
-        ),
+        pa.array([list(keys) for keys in canvas.sources], pa.list_(pa.string())),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -303,6 +300,6 @@ def _read_table(path: Path, name: str) -> pa.Table:
 def _canvas(table: pa.Table) -> Canvas:
     files = [row["bytes"] for row in table["image"].to_pylist()]
     images = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
-    sources = tuple(SOURCE_SEPARATOR.join(keys) for keys in table["sources"].to_pylist())
+    sources = tuple(map(tuple, table["sources"].to_pylist()))
     images_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return Canvas(images_NCHW, torch.from_numpy(numbers(table, "label").copy()), sources)

@@ -59,6 +59,14 @@ def look(pixels_NCHW: Tensor, crops: Crops, side: int | None = None) -> Tensor:
     return rows_NSH[:, None].to(pixels_NCHW.dtype) @ pixels_NCHW @ columns_NSW[:, None].to(pixels_NCHW.dtype).mT
 
 
+def rolled(pixels_NCHW: Tensor, roll_2: Tensor) -> Tensor:
+    """`torch.roll` by (down, right) pixels that stay on the device."""
+    down, right = roll_2.to(pixels_NCHW.device)
+    height, width = (torch.arange(size, device=pixels_NCHW.device) for size in pixels_NCHW.shape[2:])
+    rows, columns = (height - down) % len(height), (width - right) % len(width)
+    return pixels_NCHW.index_select(2, rows).index_select(3, columns)
+
+
 def random_mix_boxes(n: int, side: int, rng: torch.Generator) -> Tensor:
     """n CutMix boxes_N4: area share uniform in [0, 1] (Beta(1, 1)), centre uniform, clipped to the view."""
     uniform = torch.rand(3, n, generator=rng, device=rng.device)

@@ -150,6 +150,7 @@ class Observer:
     net: nn.Module
     statistics: tuple[LayerStatistics, ...] = ()
     accuracy: float = 0.0
+    prior: float | None = None
     layers: tuple[nn.Module, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd_tasks.augment import inside, look
+from dd_tasks.augment import inside, look, rolled
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.types import Canvas, CropMemory, Studio, Tick
 
@@ -45,8 +45,10 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         if tick.viewer.may_finish and tick.step % ASK_EVERY == 0 and not memory.occupied_NM.any():
             loss_T, remembered_T = loss_T[: tick.step], remembered_T[: tick.step]
             break
-        chosen = tick.viewer.choose(memory, side, studio.rng)
+        chosen = tick.viewer.choose(memory, side, studio.rng, tick.progress)
         views_NCSS = look(scaled_NCSS, chosen.crops) * std_C11 + mean_C11
+        if chosen.roll_2 is not None:
+            views_NCSS = rolled(views_NCSS, chosen.roll_2)
         loss, hardness_N, seats = judge(views_NCSS, targets_N, tick)
         optimiser.zero_grad()
         loss.backward()
@@ -72,15 +74,21 @@ def convene(ballots: tuple[Ballot, ...], studio: Studio) -> Judge:
 
     The terms of one ballot share each seated observer's forward pass.
     """
-    convened = [(ballot, [term.convene(studio.observers) for term in ballot.terms]) for ballot in ballots]
+    convened = [
+        (
+            ballot.voters.convene(studio),
+            [term.convene(studio) for term in ballot.terms],
+            any(term.needs_moments for term in ballot.terms),
+        )
+        for ballot in ballots
+    ]
 
     def judge(views_NCSS: Tensor, targets_N: Tensor, tick: Tick) -> tuple[Tensor, Tensor, int]:
         loss, hardness_N, seated = views_NCSS.new_zeros(()), views_NCSS.new_zeros(len(views_NCSS)), 0
-        for ballot, terms in convened:
-            moments = any(term.needs_moments for term in ballot.terms)
-            for seat, weight in ballot.voters.seated(tick, len(studio.observers)):
-                reading = studio.observers[seat].read(views_NCSS, moments=moments)
-                loss = loss + weight * sum(term(seat, reading, targets_N) for term in terms)
+        for seating, terms, moments in convened:
+            for observer, weight in seating(tick.step):
+                reading = observer.read(views_NCSS, moments=moments)
+                loss = loss + weight * sum(term(observer, reading, targets_N) for term in terms)
                 with torch.no_grad():
                     own_N = F.cross_entropy(reading.logits_NK, targets_N, reduction="none")
                     hardness_N = hardness_N + weight * own_N

@@ -3,7 +3,7 @@
 Shape letters: N images, V views, C channels, S side, K classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,6 +15,7 @@ from torch import Tensor
 from dd_tasks.augment import random_crops, random_mix_boxes, show
 from dd_tasks.ranges import Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
+from dd_tasks.voters import Everyone, Judges, Voters
 
 
 class Labeller(Protocol):
@@ -26,12 +27,13 @@ class Labeller(Protocol):
 
 @dataclass(frozen=True)
 class Relabel:
-    """Mean logits of the committee for `epochs` views of every image: a crop, a flip, and where `mix` a CutMix partner.
+    """The voters' weighted logits of `epochs` views of every image: a crop, a flip, and where `mix` a CutMix partner.
 
     `batch_statistics=b` lets BatchNorm normalise by sub-batches of b views (CV-DD's batch-specific soft labels, methods
     section 6) instead of by running statistics.
     """
 
+    voters: Voters = Everyone()
     epochs: Count = 300
     scale: Scale = (0.5, 1.0)
     flip: bool = True
@@ -41,16 +43,20 @@ class Relabel:
 
     def label(self, canvas: Canvas, studio: Studio) -> Views:
         pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
-        epochs = [self._epoch(epoch, pixels_NCSS, studio) for epoch in studio.track(range(self.epochs), "relabel")]
-        return _joined(epochs) if epochs else no_views(int(canvas.targets_N.max()) + 1)
+        seating = self.voters.convene(studio)
+        epochs = [
+            self._epoch(epoch, pixels_NCSS, seating(epoch), studio)
+            for epoch in studio.track(range(self.epochs), "relabel")
+        ]
+        return _joined(epochs) if epochs else no_views(studio.classes)
 
     @torch.no_grad()
-    def _epoch(self, epoch: int, pixels_NCSS: Tensor, studio: Studio) -> Views:
+    def _epoch(self, epoch: int, pixels_NCSS: Tensor, judges: Judges, studio: Studio) -> Views:
         views = self._draw(epoch, len(pixels_NCSS), pixels_NCSS.shape[-1], studio.rng)
         size = self.batch_statistics or self.batch
-        with _seated(studio.observers, self.batch_statistics is not None):
+        with _by_batch([judge for judge, _ in judges] if self.batch_statistics else []):
             logits = [
-                torch.stack([o.read(pixels_BCSS).logits_NK for o in studio.observers]).mean(0)
+                torch.stack([weight * judge.read(pixels_BCSS).logits_NK for judge, weight in judges]).sum(0)
                 for pixels_BCSS in (show(pixels_NCSS, views, part) for part in _parts(len(views), size))
             ]
         return replace(views, logits_VK=torch.cat(logits).half())
@@ -75,9 +81,9 @@ def _parts(n: int, size: int) -> Iterator[slice]:
 
 
 @contextmanager
-def _seated(observers: tuple[Observer, ...], by_batch: bool) -> Iterator[None]:
+def _by_batch(observers: Sequence[Observer]) -> Iterator[None]:
     with ExitStack() as stack:
-        for observer in observers if by_batch else ():
+        for observer in observers:
             stack.enter_context(observer.batch_statistics())
         yield
 

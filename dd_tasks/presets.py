@@ -1,31 +1,135 @@
 """The published methods, as functions returning a Recipe. A preset's docstring names its paper and where it departs."""
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
-from dd_tasks.errors import unknown
-from dd_tasks.initialise import WholeImages
+from dd_tasks.errors import InputError, unknown
+from dd_tasks.initialise import Collage, Noise, WholeImages
 from dd_tasks.label import Relabel
 from dd_tasks.recipe import Ballot, Recipe
-from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule
-from dd_tasks.terms import CrossEntropy, SmoothedStatistics
-from dd_tasks.voters import RoundRobin
+from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, SharedCrop
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
+from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
+
+SMALL_SIDE = 64  # up to here the papers have settings of their own
+
+
+def sre2l(*, side: int) -> Recipe:
+    """SRe2L: noise that one observer recognises, with its BatchNorm statistics.
+
+    Paper: squeeze, recover, relabel (methods section 1). 1000 steps; one crop of .08..1 a step for the whole panel,
+    then a roll of up to 4 pixels (32 above 64 px); BatchNorm gap .01; Adam .25 (.1 above 64 px); labels of the same
+    observer.
+    Departs: students train as everywhere here, by MSE on logits instead of KL at temperature 20.
+    """
+    return Recipe(
+        initialiser=Noise(),
+        ballots=(Ballot(One(), (CrossEntropy(), BatchNormMatching(0.01))),),
+        schedule=Schedule((Phase(1000, _shared_crop(side)),), Adam(rate=0.25 if side <= SMALL_SIDE else 0.1)),
+        labeller=Relabel(One(), scale=(0.08, 1.0)),
+    )
+
+
+def _shared_crop(side: int) -> SharedCrop:
+    return SharedCrop((0.08, 1.0), jitter=4 if side <= SMALL_SIDE else 32)
+
+
+def cda(*, side: int, milestone: float = 1.0) -> Recipe:
+    """CDA: SRe2L with crops that begin with whole images and grow harder.
+
+    Paper: curriculum data augmentation (methods section 2). The smallest crop falls from 1 to .08 along half a cosine
+    over the first `milestone` share of the steps, then stays; `milestone=0` is SRe2L.
+    Departs: as sre2l does. InputError for a milestone outside [0, 1].
+    """
+    if not 0 <= milestone <= 1:
+        raise InputError(f"milestone {milestone} is not between 0 and 1")
+    parent, crop = sre2l(side=side), _shared_crop(side)
+    steps = parent.schedule.steps
+    harder = round(milestone * steps)
+    phases = Phase(harder, replace(crop, start=1.0)), Phase(steps - harder, crop)
+    return replace(parent, schedule=replace(parent.schedule, phases=tuple(p for p in phases if p.steps)))
+
+
+def rded(*, side: int) -> Recipe:
+    """RDED: the easiest patches of real images, laid out, never optimised.
+
+    Paper: realistic, diverse and efficient distillation (methods section 3). 300 candidates a class, 5 windows each,
+    2 x 2 patches an image, whole images up to 64 px; labels of the one observer that chose them, crops .5..1.
+    Departs: students train as everywhere here.
+    """
+    return Recipe(
+        initialiser=Collage(factor=1 if side <= SMALL_SIDE else 2),
+        ballots=(),
+        schedule=Schedule(),
+        labeller=Relabel(One()),
+    )
+
+
+def sre2l_pp(*, side: int) -> Recipe:
+    """SRe2L++: SRe2L from real patches of medium difficulty, with batch-specific labels.
+
+    Paper: the baseline of committee voting (methods section 6). 4000 steps, Adam .25; labels with BatchNorm on
+    sub-batches of 8.
+    Departs: as sre2l does.
+    """
+    return replace(
+        sre2l(side=side),
+        initialiser=Collage(factor=1 if side <= SMALL_SIDE else 2, difficulty="medium"),
+        schedule=Schedule((Phase(4000, _shared_crop(side)),), Adam(rate=0.25)),
+        labeller=Relabel(One(), scale=(0.08, 1.0), batch_statistics=8),
+    )
+
+
+def cv_dd(*, side: int) -> Recipe:
+    """CV-DD: SRe2L++ judged by two observers a panel, who vote by their measured priors.
+
+    Paper: committee voting (methods section 6). Pairs drawn by panel, weights softmax(prior / 5) in recovery and
+    softmax(prior / 10) over the whole committee in labels.
+    Departs: as sre2l does; priors are measured on held-out training images, the original's on test images.
+    """
+    parent = sre2l_pp(side=side)
+    (ballot,) = parent.ballots
+    return replace(
+        parent,
+        ballots=(replace(ballot, voters=Lottery(drawn=2, temperature=5.0)),),
+        labeller=Relabel(Everyone(temperature=10.0), scale=(0.08, 1.0), batch_statistics=8),
+    )
+
+
+def edc(*, side: int) -> Recipe:
+    """EDC: real images that observers in turn pull towards the statistics of their classes.
+
+    Paper: elucidating the design space of distillation (methods section 4). 1000 steps (75 up to 32 px), crops of
+    .5..1, Adam .05; statistics weigh .01 up to 64 px, .1 above; mean logits of the committee as labels. Begins from
+    whole images up to 64 px, from RDED's above.
+    Departs: the average of the statistics starts at the first step's value, not at zero, and does not leak from one
+    panel to the next; the statistics of patches are left out.
+    """
+    small = side <= SMALL_SIDE
+    return Recipe(
+        initialiser=WholeImages() if small else Collage(factor=2),
+        ballots=(Ballot(RoundRobin(), (CrossEntropy(), SmoothedStatistics(weight=0.01 if small else 0.1))),),
+        schedule=Schedule((Phase(75 if side <= 32 else 1000, RandomCrops(threshold=None)),), Adam(rate=0.05)),
+        labeller=Relabel(),
+    )
 
 
 def e2d(*, side: int) -> Recipe:
     """E2D: exploration, then exploitation of the hard crops, from whole real images.
 
-    Paper: exploration-exploitation distillation (methods section 5); statistics and labels of EDC (section 4).
-    200 steps: 140 of exploration, 60 of exploitation; threshold .5; Adam .05; observers in turn; mean logits of the
-    committee as labels. Statistics weigh .01 up to 64 px, .1 above, as EDC sets them.
-    Departs: images never start from the same real one twice; the average of the statistics starts at the first step's
-    value, not at zero, and does not leak from one panel to the next; EDC's patch statistics are left out. Up to 64 px
-    the pixels' rate is doubled and labelled crops begin at a quarter of the area: each measured better on training
-    images of CIFAR-10 that were held out.
+    Paper: exploration-exploitation distillation (methods section 5): EDC from whole images, in 200 steps: 140 of
+    exploration, 60 of exploitation; threshold .5.
+    Departs: as edc does; images never start from the same real one twice. Up to 64 px the pixels' rate is doubled and
+    labelled crops begin at a quarter of the area: each measured better on training images of CIFAR-10 that were held
+    out.
     """
-    small = side <= 64
-    return Recipe(
+    parent, small = edc(side=side), side <= SMALL_SIDE
+    return replace(
+        parent,
         initialiser=WholeImages(),
-        ballots=(Ballot(RoundRobin(), (CrossEntropy(), SmoothedStatistics(weight=0.01 if small else 0.1))),),
         schedule=Schedule(
             (Phase(140, RandomCrops()), Phase(60, Revisit())), Adam(rate=0.1 if small else 0.05), memory=140
         ),
@@ -33,11 +137,31 @@ def e2d(*, side: int) -> Recipe:
     )
 
 
-PRESETS: Mapping[str, Callable[..., Recipe]] = {"e2d": e2d}
+PRESETS: Mapping[str, Callable[..., Recipe]] = {
+    method.__name__: method for method in (sre2l, sre2l_pp, cda, rded, edc, e2d, cv_dd)
+}
 
 
 def preset(name: str, *, side: int) -> Recipe:
-    """The recipe of a preset for images of this side. InputError for an unknown name."""
+    """The recipe of a preset, or of MODULE:FUNCTION, for images of this side. InputError where there is none."""
+    if ":" in name:
+        return _own(name, side)
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return PRESETS[name](side=side)
+
+
+def _own(name: str, side: int) -> Recipe:
+    """What a user's own function, importable from the working directory, returns."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"preset {name!r}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    made = make(side=side)
+    if not isinstance(made, Recipe):
+        raise InputError(f"preset {name!r} returned {type(made).__name__}, not a Recipe")
+    return made

@@ -15,6 +15,7 @@ Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Several = Annotated[int, Field(strict=True, ge=2)]  # BatchNorm needs two
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 Scale = Annotated[tuple[Share, Share], AfterValidator(_rising)]  # smallest and largest area of a crop

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -32,11 +32,28 @@ class Recipe:
 
 
 PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotated so
-    initialise.Initialiser: (initialise.WholeImages, initialise.Representatives),
-    voters.Voters: (voters.Everyone, voters.RoundRobin),
-    terms.Term: (terms.CrossEntropy, terms.SmoothedStatistics),
+    initialise.Initialiser: (
+        initialise.Noise,
+        initialise.WholeImages,
+        initialise.Collage,
+        initialise.Representatives,
+    ),
+    voters.Voters: (voters.One, voters.Everyone, voters.RoundRobin, voters.Lottery),
+    terms.Term: (terms.CrossEntropy, terms.BatchNormMatching, terms.SmoothedStatistics),
     label.Labeller: (label.Relabel,),
 }
+
+
+def voters_in(value: Any) -> Iterator[voters.Voters]:
+    """Every one of the parts that seats observers."""
+    if isinstance(value, PARTS[voters.Voters]):
+        yield typing.cast(voters.Voters, value)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from voters_in(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from voters_in(getattr(value, field.name))
 
 
 def plain(value: Any) -> Any:
@@ -125,15 +142,26 @@ def _checked(hint: Any, data: Any, expected: Any, what: str) -> Any:
     except ValidationError as error:
         name = str(expected) if typing.get_args(expected) else expected.__name__
         name = re.sub(r"typing.Optional\[(.*)\]", r"\1 or null", name)
+        name = re.sub(r"typing.Literal\[(.*)\]", r"one of \1", name)
         reason = error.errors()[0]["msg"].removeprefix("Value error, ").lower()
         raise InputError(f"--set {what}: expected {name} ({reason})") from None
 
 
 def without_flips(value: Any) -> Any:
     """The same parts with every left-right flip off, for classes that a mirror changes (digits, letters)."""
+    return _mapped(value, lambda part: dataclasses.replace(part, flip=False) if hasattr(part, "flip") else part)
+
+
+def alone(value: Any) -> Any:
+    """The same parts with one observer wherever several may be seated."""
+    return _mapped(value, lambda part: voters.One() if isinstance(part, PARTS[voters.Voters]) else part)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Every part of a frozen value, inner ones first, changed."""
     if isinstance(value, tuple):
-        return tuple(without_flips(v) for v in value)
+        return tuple(_mapped(v, change) for v in value)
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    changed = {f.name: False if f.name == "flip" else without_flips(getattr(value, f.name)) for f in fields(value)}
-    return dataclasses.replace(value, **changed)
+    inner = {f.name: _mapped(getattr(value, f.name), change) for f in fields(value)}
+    return change(dataclasses.replace(value, **inner))

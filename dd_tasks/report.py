@@ -272,11 +272,11 @@ def bars_of(claims: Sequence[Claim]) -> tuple[list[Bar], list[Mark]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A real image and what became of it, as data URIs."""
+    """A first image and what became of it, as data URIs, and the keys of the real images it began from."""
 
     real: str
     distilled: str
-    source: str
+    sources: str
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,10 @@ def class_rows(classes: Sequence[str], canvas: Canvas, before_NCHW: Tensor) -> l
     shown = []
     for target in present:
         slots = (canvas.targets_N == target).nonzero()[:, 0].tolist()
-        pairs = [Pair(_uri(before_NCHW[i]), _uri(canvas.images_NCHW[i]), canvas.sources[i]) for i in slots[:limit]]
+        pairs = [
+            Pair(_uri(before_NCHW[i]), _uri(canvas.images_NCHW[i]), ", ".join(canvas.sources[i]) or "noise")
+            for i in slots[:limit]
+        ]
         shown.append(ClassRow(classes[target], pairs, len(slots) - len(pairs)))
     return shown
 
@@ -343,12 +346,13 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page, escaping whatever it is given."""
     folder = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
     environment.filters.update(accuracy=accuracy, percent=percent, size=size, duration=duration, plural=plural)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def check(manifest: Manifest, canvas: Canvas, story: Story) -> None:
@@ -393,4 +397,4 @@ def render(manifest: Manifest, canvas: Canvas, story: Story) -> str:
         "quarantined_shown": QUARANTINED_SHOWN,
         "box": (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM),
     }
-    return _template().render(values) + "\n"
+    return template("report.html.j2").render(values) + "\n"

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops
-from dd_tasks.ranges import Amount, Count, Decay, Positive, Scale
+from dd_tasks.ranges import Amount, Count, Decay, Positive, Scale, Share
 from dd_tasks.types import CropMemory, Crops, Tick
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """This step's crops; `memory_N` says which remembered crop each is, -1 for a fresh one."""
+    """This step's crops; `memory_N` says which remembered crop each is, -1 for a fresh one. Where `roll_2` is set, the
+    views are rolled by so many pixels, down and right."""
 
     crops: Crops
     memory_N: Tensor
+    roll_2: Tensor | None = None
 
 
 class Viewer(Protocol):
@@ -29,26 +31,30 @@ class Viewer(Protocol):
 
     may_finish: bool  # whether a run may stop early once no image remembers a crop
 
-    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen: ...
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
+        """Crops for every image of the panel; `progress` is the share of the phase that is past, in [0, 1)."""
+        ...
 
     def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory: ...
 
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Exploration: a fresh crop and flip for every image; crops harder than `threshold` (cross-entropy, nats) are
-    remembered. A full memory gives up its easiest crop for a harder one."""
+    """A fresh crop and flip for every image. Exploration: crops harder than `threshold` (cross-entropy, nats) are
+    remembered, and a full memory gives up its easiest crop for a harder one; without a threshold none is."""
 
     scale: Scale = (0.5, 1.0)
-    threshold: Amount = 0.5
+    threshold: Amount | None = 0.5
     flip: bool = True
     may_finish = False
 
-    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
         crops = random_crops(len(memory.hardness_NM), side, self.scale, rng, flip=self.flip)
         return Chosen(crops, torch.full_like(crops.flips_N, -1, dtype=torch.int64))
 
     def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        if self.threshold is None:
+            return memory
         easiest_N1 = memory.hardness_NM.argmin(1, keepdim=True)  # an empty place, -inf, comes before any crop
         least_N = memory.hardness_NM.gather(1, easiest_N1)[:, 0]
         keep_N1 = ((hardness_N > self.threshold) & (hardness_N > least_N))[:, None]
@@ -58,6 +64,35 @@ class RandomCrops:
             torch.where(place_NM, chosen.crops.flips_N[:, None], memory.flips_NM),
             torch.where(place_NM, hardness_N[:, None], memory.hardness_NM),
         )
+
+
+@dataclass(frozen=True)
+class SharedCrop:
+    """One crop and flip for the whole panel, then a roll of up to `jitter` pixels each way (SRe2L, methods section 1).
+
+    With a `start` the smallest area falls from there to `scale[0]` along half a cosine over the phase (CDA, section 2).
+    """
+
+    scale: Scale = (0.08, 1.0)
+    jitter: Count = 0
+    start: Share | None = None
+    flip: bool = True
+    may_finish = False
+
+    def smallest(self, progress: float) -> float:
+        """The smallest area of a crop at this share of the phase."""
+        start, end = self.start or self.scale[0], self.scale[0]
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
+        n = len(memory.hardness_NM)
+        crop = random_crops(1, side, (self.smallest(progress), self.scale[1]), rng, flip=self.flip)
+        crops = Crops(crop.boxes_N4.expand(n, 4), crop.flips_N.expand(n))
+        roll_2 = torch.randint(0, self.jitter + 1, (2,), generator=rng, device=rng.device) if self.jitter else None
+        return Chosen(crops, torch.full_like(crops.flips_N, -1, dtype=torch.int64), roll_2)
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        return memory
 
 
 @dataclass(frozen=True)
@@ -71,7 +106,7 @@ class Revisit:
     flip: bool = True
     may_finish = True
 
-    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
         fresh = random_crops(len(memory.hardness_NM), side, self.scale, rng, flip=self.flip)
         left_N = memory.occupied_NM.any(1)
         odds_NM = torch.where(left_N[:, None], memory.hardness_NM, 0).softmax(1)
@@ -105,7 +140,7 @@ class Adam:
 @dataclass(frozen=True)
 class Phase:
     steps: Count
-    viewer: RandomCrops | Revisit
+    viewer: RandomCrops | SharedCrop | Revisit
 
 
 @dataclass(frozen=True)
@@ -123,7 +158,7 @@ class Schedule:
     def ticks(self) -> Iterator[Tick]:
         step = 0
         for phase in self.phases:
-            for _ in range(phase.steps):
+            for past in range(phase.steps):
                 rate = self.optimiser.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-                yield Tick(step, phase.viewer, rate)
+                yield Tick(step, phase.viewer, rate, past / phase.steps)
                 step += 1

@@ -333,6 +333,8 @@ def sample_per_class(
     Each class fills a reservoir of its own (Vitter 1985, algorithm R), then shuffles it. InputError when a class has
     fewer; `asked` is what the user calls `per_class`.
     """
+    if not per_class:
+        return Candidates((), (), ())
     _expect_enough(source, source.index.samples_per_class, per_class, asked)
     draws = [random.Random(f"sample {seed} {label}") for label in range(len(source.index.classes))]
     reservoirs: list[list[Sample]] = [[] for _ in draws]

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from dd_tasks.ranges import Amount, Decay
 from dd_tasks.statistics import LayerStatistics
-from dd_tasks.types import Moments, Observer, Reading
+from dd_tasks.types import Moments, Observer, Reading, Studio
 
-Closure = Callable[[int, Reading, Tensor], Tensor]  # (seat, reading, targets_N) -> scalar
+Closure = Callable[[Observer, Reading, Tensor], Tensor]  # (judge, its reading, targets_N) -> scalar
 
 
 class Term(Protocol):
     needs_moments: bool
 
-    def convene(self, observers: tuple[Observer, ...]) -> Closure: ...
+    def convene(self, studio: Studio) -> Closure: ...
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,31 @@ class CrossEntropy:
     weight: Amount = 1.0
     needs_moments = False
 
-    def convene(self, observers: tuple[Observer, ...]) -> Closure:
-        return lambda seat, reading, targets_N: self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+    def convene(self, studio: Studio) -> Closure:
+        return lambda judge, reading, targets_N: self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+
+
+@dataclass(frozen=True)
+class BatchNormMatching:
+    """Distance of the batch's statistics at the inputs of BatchNorm layers to their running ones (SRe2L, methods
+    section 1): `sum_l a_l (|mean - mean|_2 + |variance - variance|_2)`, a_1 = `first_layer`, the batch's biased
+    variance."""
+
+    weight: Amount = 0.01
+    first_layer: Amount = 10.0
+    needs_moments = True
+
+    def convene(self, studio: Studio) -> Closure:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+            total = reading.logits_NK.new_zeros(())
+            layers = zip(judge.statistics, reading.moments, strict=True)
+            for i, (layer, moments) in enumerate(pair for pair in layers if pair[0].batch_norm):
+                mean_C, _, variance_C = batch_statistics(moments).float().unbind(0)
+                gap = (mean_C - layer.mean_C).norm() + (variance_C - layer.variance_C).norm()
+                total = total + (self.first_layer if i == 0 else 1.0) * gap
+            return self.weight * total
+
+        return loss
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class SmoothedStatistics:
     convolutions: bool = True
     needs_moments = True
 
-    def convene(self, observers: tuple[Observer, ...]) -> Closure:
+    def convene(self, studio: Studio) -> Closure:
         averages: dict[tuple[int, int], Tensor] = {}
 
         def smoothed(key: tuple[int, int], current: Tensor) -> Tensor:
@@ -61,15 +84,15 @@ class SmoothedStatistics:
             averages[key] = self.momentum * before + (1 - self.momentum) * current.detach()
             return current + (averages[key] - current).detach()
 
-        def loss(seat: int, reading: Reading, targets_N: Tensor) -> Tensor:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
             total = reading.logits_NK.new_zeros(())
             layers = [
                 (layer, moments)
-                for layer, moments in zip(observers[seat].statistics, reading.moments, strict=True)
+                for layer, moments in zip(judge.statistics, reading.moments, strict=True)
                 if layer.batch_norm or self.convolutions
             ]
             for i, (layer, moments) in enumerate(layers):
-                gap = _gap(layer, smoothed((seat, i), batch_statistics(moments)), targets_N)
+                gap = _gap(layer, smoothed((id(judge), i), batch_statistics(moments)), targets_N)
                 total = total + (self.first_layer if i == 0 else 1.0) * gap
             return self.weight * total
 

@@ -29,11 +29,12 @@ def untracked(items: Iterable[T], what: str, total: int | None = None) -> Iterat
 
 @dataclass(frozen=True)
 class Canvas:
-    """Distilled images: uint8 `images_NCHW` of classes `targets_N` (int64), and the key of each one's real sources."""
+    """Distilled images: uint8 `images_NCHW` of classes `targets_N` (int64), and the keys of the real images that each
+    began from, none where it began as noise."""
 
     images_NCHW: Tensor
     targets_N: Tensor
-    sources: tuple[str, ...]
+    sources: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.targets_N)
@@ -111,13 +112,17 @@ class Reading:
 
 
 class Observer(Protocol):
-    """A frozen network trained on real data. `statistics` are those of its watched layers over that data."""
+    """A frozen network trained on real data. `statistics` are those of its watched layers over that data; `prior`,
+    where measured, is the top-1 (a fraction) of a student of images distilled from this observer alone."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def statistics(self) -> tuple[Any, ...]: ...
+
+    @property
+    def prior(self) -> float | None: ...
 
     def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading: ...
 
@@ -128,18 +133,22 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Tick:
-    """One step of a schedule: its number from 0, how its crops are chosen, and the pixels' learning rate."""
+    """One step of a schedule: its number from 0, how its crops are chosen, the pixels' learning rate, and the share of
+    its phase that is past, in [0, 1)."""
 
     step: int
     viewer: Any
     rate: float
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
 class Studio:
-    """Where a panel is made: the committee, the real data's channel mean and std, one generator, one device."""
+    """Where a panel is made: the committee, the real data's number of classes, channel mean and std, one generator, one
+    device."""
 
     observers: tuple[Observer, ...]
+    classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rng: torch.Generator

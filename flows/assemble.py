@@ -91,6 +91,8 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     InputError for a name or an override that means nothing.
     """
     method: Recipe = presets.preset(spec.preset, side=side)
+    if spec.labels:
+        method = replace(method, labeller=presets.preset(spec.labels, side=side).labeller)
     batch = spec.student_batch or min(max(spec.ipc * classes // 10, 10), 100)
     student = StudentRecipe(epochs=spec.student_epochs, batch=batch)
     observers = named(spec.committee)
@@ -104,6 +106,8 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
             observers = tuple(recipe.override(o, rest, text) for o in observers)
         else:
             method = recipe.override(method, path, text)
+    for voters in recipe.voters_in(method):
+        voters.at_once(len(observers))
     for name in (*spec.students, *(o.architecture for o in observers)):
         builder(name)
     return Run(spec, method, observers, tuple(replace(student, architecture=name) for name in spec.students))

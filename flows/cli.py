@@ -77,7 +77,47 @@ def run(
 
 
 @app.command()
-def presets() -> None:
+def compare(
+    presets: Annotated[list[str], typer.Argument(help="Methods (`retort presets`).")],
+    shards: Annotated[list[str], typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")],
+    ipc: Annotated[str, typer.Option(help="Images per class; several with commas.")],
+    out: Annotated[Path, typer.Option(help="Folder of the artifacts, the table and the page.")] = Path("runs/compare"),
+    test: Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")] = None,
+    labels: Annotated[str, typer.Option(help="Preset whose labels all methods get; `own`: each its own.")] = "e2d",
+    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    committee: Annotated[str | None, typer.Option(help="A committee by name, or a file.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Students a row.")] = None,
+    student_epochs: Annotated[int | None, typer.Option(help="Epochs of a student.")] = None,
+    student_batch: Annotated[int | None, typer.Option(help="Views a batch of a student.")] = None,
+    full_epochs: Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")] = None,
+    hard_rows: Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels, and LRS.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")
+    ] = None,
+    panel: Annotated[int | None, typer.Option(help="Images recovered together.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value, in every method.")] = None,
+    store: Store = "runs/store",
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Run several methods under the same observers, labels, students and seeds; one table, one page."""
+    given = {
+        "shards": shards, "test": test, "side": side, "committee": committee, "students": student, "seeds": seeds,
+        "student_epochs": student_epochs, "student_batch": student_batch, "full_epochs": full_epochs,
+        "hard_rows": hard_rows, "seed": seed, "flip": flip, "panel": panel,
+        "labels": None if labels == "own" else labels, "set": _overrides(override) if override else None,
+    }  # fmt: skip
+    given = {key: value for key, value in given.items() if value is not None}
+    specs = tuple(_spec(preset, {**given, "ipc": n}) for n in ipc.split(",") for preset in dict.fromkeys(presets))
+    from flows import launch
+
+    launch.compare(specs, out, _settings(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
+
+
+@app.command("presets")
+def presets_() -> None:
     """The methods: paper, parts and cost."""
     from flows import launch
 
@@ -170,6 +210,31 @@ def train(
     from flows import launch
 
     launch.train(committee, tuple(shards), side, tolerate, keep_every, epochs, _settings(store, device, verbose))
+
+
+@committee_app.command("priors")
+def priors(
+    preset: Annotated[str, typer.Argument(help="The method that will weigh them, or the path of a SPEC.yaml.")],
+    shards: Shards = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
+    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    committee: Annotated[str | None, typer.Option(help="A committee by name, or a file.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="Architecture that measures; the first counts.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")] = None,
+    store: Store = "runs/store",
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Measure what each observer is worth alone, on held-out training images; later runs find it in the store."""
+    given = {
+        "shards": shards, "ipc": ipc, "side": side, "committee": committee, "students": student, "seed": seed,
+        "set": _overrides(override) if override else None,
+    }  # fmt: skip
+    spec = _spec(preset, {key: value for key, value in given.items() if value is not None})
+    from flows import launch
+
+    launch.measure_priors(spec, _settings(store, device, verbose))
 
 
 @committee_app.command("import")

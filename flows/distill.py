@@ -5,16 +5,16 @@ from pathlib import Path
 from prefect import flow
 
 from dd_tasks.initialise import WholeImages
+from dd_tasks.recipe import voters_in
 from flows.assemble import Results, assemble, resolve
-from flows.committee import train_committee
+from flows.committee import measure_priors, train_committee
+from flows.recover import recover
 from flows.settings import Settings
 from flows.tasks import (
     ONE_AT_A_TIME,
     choose_images,
     draw_candidates,
-    gather,
     index_shards,
-    recover_panel,
     relabel,
     train_on_full_data,
     train_student,
@@ -39,15 +39,15 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     draws = [seed_of(spec.seed, "random", i) for i in range(spec.seeds)]
     lots = [draw_candidates(WholeImages(), spec.ipc, data, seed, settings) for seed in draws]
 
-    # Squeeze: observers learn the real data and are frozen.
+    # Squeeze: observers learn the real data and are frozen. Where votes are weighed, each first distils alone.
     seats = train_committee(run.observers, data, settings)
+    if any(voters.needs_priors for voters in voters_in(recipe)):
+        seats = measure_priors(run, seats, data, settings)
 
     # Recover: chosen real images are optimised, panel by panel, through exploration and exploitation.
     first = choose_images(begin, candidates, seats, spec.ipc, data, seed_of(spec.seed, "choose"), settings)
     panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
-    recovered = [recover_panel.submit(recipe, first, panel, seats, data, settings) for panel in panels]
-    finished = tuple(panel.result() for panel in recovered)
-    canvas = gather(finished, settings)
+    finished, canvas = recover(recipe, first, panels, seats, data, settings)
 
     # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed.
     labels = relabel(recipe.labeller, canvas, seats, data, seed_of(spec.seed, "labels"), settings)

@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dd_tasks import artifact, presets, report
+from dd_tasks import artifact, comparison, presets, report
 from dd_tasks.card import accuracy
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.networks import builder
-from dd_tasks.recipe import Recipe, plain
+from dd_tasks.recipe import plain
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
-from dd_tasks.types import Tick
 from flows.settings import Settings
+from schemas.comparison import Comparison
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
 
@@ -36,6 +36,32 @@ def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command
     if page is not None:
         _write(page, (out / "assets" / "report.html").read_bytes())
     show_result(manifest, out, page)
+
+
+def compare(specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str) -> None:
+    from flows.assemble import resolve
+
+    for spec in specs:
+        resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    check_places(specs[0].shards + specs[0].test, settings)
+    from flows.compare import PAGE, compare_presets, folder_of
+
+    for spec in specs:
+        artifact.check_out(out / folder_of(spec))
+    found = compare_presets(specs, out, settings, command)
+    show_comparison(found)
+    print(f"\npage: {out / PAGE}")
+
+
+def show_comparison(found: Comparison) -> None:
+    lines = list(comparison.lines(found))
+    columns = comparison.shown_columns(lines)
+    table = Table(title="top-1 in %, last epoch, mean ± std over seeds")
+    for i in columns:
+        table.add_column(comparison.COLUMNS[i], justify="left" if i < comparison.LEFT_COLUMNS else "right")
+    for line in lines:
+        table.add_row(*(line.cells[i] for i in columns))
+    _shown(160).print(table)
 
 
 def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
@@ -82,19 +108,13 @@ def show_plan(spec: RunSpec, out: Path) -> None:
         "observers": [o.name for o in resolved.observers],
         "images per class": spec.ipc,
         "steps": steps,
-        "image-updates per image, at most": resolved.recipe.schedule.steps
-        * _seated(resolved.recipe, len(resolved.observers)),
+        "image-updates per image, at most": steps
+        * sum(ballot.voters.at_once(len(resolved.observers)) for ballot in resolved.recipe.ballots),
         "labelled views per image": resolved.recipe.labeller.epochs,
         "students": [f"{s.architecture}, {s.epochs} epochs, {spec.seeds} seeds" for s in resolved.students],
         "out": str(out),
     }
     print(yaml.safe_dump({"recipe": plain(resolved.recipe), "plan": plan}, sort_keys=False), end="")
-
-
-def _seated(recipe: Recipe, committee: int) -> int:
-    """Observers an image meets in one step."""
-    first = Tick(0, None, 0.0)
-    return sum(len(ballot.voters.seated(first, committee)) for ballot in recipe.ballots)
 
 
 def show_presets() -> None:
@@ -138,6 +158,26 @@ def train(
     )
     check_places(patterns, settings)
     _seat(members, patterns, side, tolerate, settings)
+
+
+def measure_priors(spec: RunSpec, settings: Settings) -> None:
+    """The prior of every observer, and the weights that make votes of them."""
+    check_places(spec.shards, settings)
+    from flows.assemble import resolve
+
+    resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    from flows.committee import priors_from_shards
+    from flows.workspace import facts_of
+
+    table = Table(title="priors: top-1, on held-out training images, of students of each observer alone")
+    for column in ("observer", "top-1", "prior", "seconds"):
+        table.add_column(column, justify="left" if column == "observer" else "right")
+    for seat in priors_from_shards(spec, settings):
+        assert seat.prior is not None
+        own, prior = facts_of(seat.weights, settings), facts_of(seat.prior, settings)
+        scores = (f"{100 * own['accuracy']:.1f}", f"{100 * prior['accuracy']:.1f}", f"{prior['seconds']:.0f}")
+        table.add_row(seat.recipe.name, *scores)
+    _shown(100).print(table)
 
 
 def import_observer(

@@ -137,11 +137,11 @@ def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Setting
 @stage("draw candidates (seed {seed})")
 def draw_candidates(initialiser: Initialiser, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
     """Real images a class, in one pass over the training part; fewer than the initialiser would like where a class has
-    fewer, never fewer than `ipc`."""
-    wanted = initialiser.demand(ipc)
-    if wanted > ipc:
+    fewer, never fewer than it needs."""
+    wanted, least = initialiser.demand(ipc), initialiser.least(ipc)
+    if wanted > least:
         share = 0.8 * (1 - data.held_out)  # the held-out part is drawn by key, so a class's share of it varies
-        wanted = max(ipc, min(wanted, int(share * min(data.source.index.samples_per_class))))
+        wanted = max(least, min(wanted, int(share * min(data.source.index.samples_per_class))))
     ref = Ref("candidates", identity("candidates", 1, data=data.digest, per_class=wanted, seed=seed))
 
     def make() -> Made:
@@ -165,7 +165,7 @@ def choose_images(
     settings: Settings,
 ) -> Ref:
     """The first canvas, all classes."""
-    looks = [seat.weights.digest for seat in seats] if initialiser.needs_observers else None
+    looks = [seat.vote for seat in seats] if initialiser.needs_observers else None
     inputs = {"initialiser": initialiser, "candidates": candidates.digest, "seats": looks, "ipc": ipc, "seed": seed}
     ref = Ref("canvas", identity("choose", 1, side=data.side, **inputs))
 
@@ -184,7 +184,7 @@ def recover_panel(
 ) -> Ref:
     """One panel through the schedule. The labeller has no part in its identity."""
     judged = {"ballots": recipe.ballots, "schedule": recipe.schedule}
-    by = [[seat.weights.digest, seat.statistics.digest] for seat in seats]
+    by = [[*seat.vote, seat.statistics.digest] for seat in seats]
     place = [panel.start, panel.stop, panel.seed]
     ref = Ref("panel", identity("recover", 1, **judged, first=first.digest, seats=by, panel=place))
 
@@ -225,7 +225,7 @@ def relabel(
     settings: Settings,
     what: str = "distilled",
 ) -> Ref:
-    by = [seat.weights.digest for seat in seats]
+    by = [seat.vote for seat in seats]
     ref = Ref("views", identity("relabel", 1, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
 
     def make() -> Made:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,11 +59,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Seat:
-    """A member of a committee, by reference."""
+    """A member of a committee, by reference; the prior is a student's score, where one was measured."""
 
     recipe: Member
     weights: Ref
     statistics: Ref
+    prior: Ref | None = None
+
+    @property
+    def vote(self) -> list[str | None]:
+        """What its logits, and the weight they are given, depend on."""
+        return [self.weights.digest, self.prior.digest if self.prior else None]
 
 
 @dataclass(frozen=True)
@@ -139,14 +146,17 @@ def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> t
         net = network_of(seat.recipe, seat.weights, shape, settings)
         measured = store_of(settings).get(seat.statistics, "statistics").tensors["statistics"]
         accuracy = facts_of(seat.weights, settings)["accuracy"]
-        observers.append(Observer(seat.recipe.name, net, from_tensors(measured, device_of(settings)), accuracy))
+        prior = facts_of(seat.prior, settings)["accuracy"] if seat.prior else None
+        observers.append(Observer(seat.recipe.name, net, from_tensors(measured, device_of(settings)), accuracy, prior))
     return tuple(observers)
 
 
 def studio_of(seats: tuple[Seat, ...], data: Data, seed: int, settings: Settings) -> Studio:
     shape, device = data.shape, device_of(settings)
     rng = torch.Generator(device).manual_seed(seed)
-    return Studio(observers_of(seats, shape, settings), shape.mean, shape.std, rng, device, console.track)
+    return Studio(
+        observers_of(seats, shape, settings), shape.classes, shape.mean, shape.std, rng, device, console.track
+    )
 
 
 def seed_of(seed: int, *what: object) -> int:
@@ -161,11 +171,12 @@ def panels_of(slots: int, size: int, seed: int) -> tuple[Panel, ...]:
 
 
 def put_candidates(found: Candidates) -> dict[str, Tensor]:
-    sizes = torch.tensor([len(image) for image in found.images])
+    packed = np.frombuffer(b"".join(found.images), np.uint8).copy()
+    sizes = torch.tensor([len(image) for image in found.images], dtype=torch.int64)
     return {
-        "bytes": torch.frombuffer(bytearray(b"".join(found.images)), dtype=torch.uint8),
+        "bytes": torch.from_numpy(packed),
         "sizes": sizes,
-        "labels": torch.tensor(found.labels),
+        "labels": torch.tensor(found.labels, dtype=torch.int64),
     }
 
 
@@ -183,7 +194,7 @@ def put_canvas(canvas: Canvas) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def get_canvas(ref: Ref, settings: Settings) -> Canvas:
     found = store_of(settings).get(ref, "canvas")
-    return Canvas(**found.tensors["canvas"], sources=tuple(found.facts["sources"]))
+    return Canvas(**found.tensors["canvas"], sources=tuple(map(tuple, found.facts["sources"])))
 
 
 def put_views(views: Views) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from schemas.card import CardHeader
+from schemas.comparison import Comparison
 from schemas.index import ShardIndex
 from schemas.manifest import Manifest
 from schemas.tables import ImageRow, ViewRow
@@ -17,6 +18,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "card": CardHeader,
     "images": ImageRow,
     "soft_labels": ViewRow,
+    "comparison": Comparison,
 }
 
 

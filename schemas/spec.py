@@ -10,7 +10,7 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: str = Field(description="a method by name; `retort presets` lists them")
+    preset: str = Field(description="a method by name (`retort presets` lists them), or MODULE:FUNCTION")
     shards: tuple[str, ...] = Field(min_length=1, description="globs, brace patterns or URLs of WebDataset shards")
     test: tuple[str, ...] = Field(
         default=(), description="shards for the final rows; else the held-out part scores them"
@@ -25,6 +25,9 @@ class RunSpec(BaseModel):
         default=None, ge=2, description="views a batch; default: a tenth of the images, 10 to 100"
     )
     full_epochs: int = Field(default=3, ge=0, description="epochs of the full-data row; 0 leaves it out")
+    labels: str | None = Field(
+        default=None, description="preset whose labeller labels all rows; default: the method's own"
+    )
     hard_rows: bool = Field(default=False, description="also score hard labels on the same images")
     seed: int = Field(default=0, ge=0)
     panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")

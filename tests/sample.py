@@ -54,7 +54,7 @@ def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
 def tiny_canvas() -> Canvas:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (N, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
-    return Canvas(images, torch.arange(K).repeat(IPC), tuple(["", "one key", "a\nb"][i % 3] for i in range(N)))
+    return Canvas(images, torch.arange(K).repeat(IPC), tuple([(), ("one key",), ("a", "b")][i % 3] for i in range(N)))
 
 
 def tiny_views(epochs: int = EPOCHS) -> Views:

@@ -137,6 +137,12 @@ def test_pixels_may_lie_on_another_device_than_the_views(mixes):
     assert seen_VCSS.device.type == "meta" and seen_VCSS.shape == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("roll", [(0, 0), (3, 1), (15, 16), (40, 2)])
+def test_rolled_is_torchs_roll(roll):
+    pixels_NCHW = tiny.pixels(2)
+    assert torch.equal(augment.rolled(pixels_NCHW, torch.tensor(roll)), pixels_NCHW.roll(roll, (2, 3)))
+
+
 def test_own_share_is_the_area_outside_the_mix_box():
     boxes_N4 = torch.tensor(MIXES, dtype=torch.int16)
     outside_N = (~augment.inside(boxes_N4, 16)).double().mean((1, 2))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tarred import write_tar
 
+from dd_tasks.presets import PRESETS
 from flows import cli
 
 RETORT = Path(sys.executable).with_name("retort")
@@ -81,8 +82,8 @@ def test_a_bad_option_is_one_line(
 def test_an_unknown_preset_names_the_choices(
     run: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = refused(capsys, monkeypatch, *[run[0], "e3d", *run[2:]])
-    assert line == "retort: unknown preset 'e3d'; did you mean 'e2d'? (choices: e2d)"
+    line = refused(capsys, monkeypatch, *[run[0], "e2dd", *run[2:]])
+    assert line == f"retort: unknown preset 'e2dd'; did you mean 'e2d'? (choices: {', '.join(sorted(PRESETS))})"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Whole:
 
     may_finish = False
 
-    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
         n = len(memory.hardness_NM)
         return Chosen(augment.whole(n, side), torch.full((n,), -1))
 
@@ -62,7 +62,7 @@ class CountingDown(Whole):
 
     may_finish = True
 
-    def choose(self, memory: CropMemory, side: int, rng: torch.Generator) -> Chosen:
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
         return replace(super().choose(memory, side, rng), memory_N=torch.zeros(len(memory.hardness_NM)).long())
 
     def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
@@ -200,6 +200,20 @@ def test_hardness_is_the_seated_observers_weighted_cross_entropy_image_by_image(
         torch.testing.assert_close(hardness_N, expected_N)
         torch.testing.assert_close(loss, 3 * expected_N.mean())
         assert seats == (2 if isinstance(voters, Everyone) else 1)
+
+
+def test_rolled_views_are_what_the_committee_judges():
+    @dataclass(frozen=True)
+    class Rolling(Whole):
+        def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
+            return replace(super().choose(memory, side, rng), roll_2=torch.tensor([3, 1]))
+
+    observer, canvas = tiny.observer(), tiny.canvas()
+    ballots = (Ballot(Everyone(), (CrossEntropy(),)),)
+    made = distill(recipe(Phase(1, Rolling()), ballots=ballots), canvas, tiny.studio(observer))
+    seen_NCSS = (canvas.images_NCHW / 255).roll((3, 1), (2, 3))
+    expected = F.cross_entropy(observer.net(seen_NCSS), canvas.targets_N)
+    torch.testing.assert_close(made.loss_T, expected.detach()[None])
 
 
 def test_ballots_add_up_and_only_those_that_need_moments_ask_for_them():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,62 @@ def test_an_empty_store_gives_the_same_bytes(
     assert parquet(distil(quick, tmp_path / "d", tmp_path / "store")) == parquet(manifest_of(first[0]))
 
 
+def test_committee_voting_measures_priors_on_held_out_images_once(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = {"preset": "cv_dd", "seeds": 1, "full_epochs": 0}
+    changed["set"] = {"observers.epochs": "1", "schedule.phases.0.steps": "4", "labeller.epochs": "3"}
+    with caplog.at_level(logging.INFO, "flows"):
+        manifest = distil(quick, tmp_path / "d", first[1], **changed)
+    said = [record.getMessage() for record in caplog.records if record.name == "flows.tasks"]
+    alone = [line for line in said if line.startswith("convnet3_w32 on images of") and "made in" in line]
+    assert len(alone) == 3 and validate(tmp_path / "d") == []
+    assert manifest.recipe["ballots"][0]["voters"]["type"] == "Lottery"
+    from flows.committee import priors_from_shards
+    from flows.settings import Settings
+
+    caplog.clear()
+    spec = RunSpec(**{**quick, **changed})  # type: ignore[arg-type]
+    with caplog.at_level(logging.INFO, "flows"):
+        seats = priors_from_shards(spec, Settings(store=str(first[1]), device="cpu"))
+    assert not [record for record in caplog.records if "made in" in record.getMessage()]
+    assert len({seat.prior for seat in seats} - {None}) == 3
+
+
+def test_methods_are_compared_under_the_same_labels_and_random_rows(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows.compare import compare_presets
+    from flows.settings import Settings
+    from schemas.comparison import Comparison
+
+    changed = {"full_epochs": 0, "labels": "e2d", "set": {"observers.epochs": "1", "labeller.epochs": "3"}}
+    specs = tuple(RunSpec(**{**quick, **changed, "preset": name}) for name in ("rded", "edc"))  # type: ignore[arg-type]
+    with caplog.at_level(logging.INFO, "flows"):
+        found = compare_presets(specs, tmp_path / "out", Settings(store=str(first[1]), device="cpu"), "command")
+    said = [record.getMessage() for record in caplog.records if record.name == "flows.tasks"]
+    assert len([line for line in said if "random images" in line and "made in" in line]) <= 4
+    rded, edc = found.rows
+    assert (rded.image_updates, edc.image_updates) == (0, 20 * 75)
+    random = [[c.accuracies for c in row.claims if c.row == "random"] for row in found.rows]
+    assert random[0] == random[1]
+    assert Comparison.model_validate_json((tmp_path / "out" / "comparison.json").read_text()) == found
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "rded-ipc2", "edc-ipc2", "comparison.json", "comparison.md", "comparison.html",
+    }  # fmt: skip
+
+
+def test_noise_needs_no_real_images_and_is_published_without_sources(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
+) -> None:
+    changed = {"preset": "sre2l", "seeds": 1, "full_epochs": 0}
+    changed["set"] = {"observers.epochs": "1", "schedule.phases.0.steps": "4", "labeller.epochs": "3"}
+    distil(quick, tmp_path / "d", first[1], **changed)
+    from dd_tasks import artifact
+
+    assert artifact.read(tmp_path / "d").canvas.sources == ((),) * 20 and validate(tmp_path / "d") == []
+
+
 def test_another_seed_gives_other_images(first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path) -> None:
     other = distil(quick, tmp_path / "d", first[1], seed=1, seeds=1, full_epochs=0)
     assert (
@@ -116,7 +173,11 @@ def test_a_panel_that_went_missing_is_made_again(
 ) -> None:
     artifact, store = first
     before = manifest_of(artifact)
-    panel = sorted((store / "panel").glob("*.json"))[0]
+    with caplog.at_level(logging.INFO, "flows"):
+        distil(quick, artifact, store)
+    (found,) = re.findall(r"panel 0 .*found in the store \(panel/(\w+)\)", caplog.text)
+    caplog.clear()
+    (panel,) = (store / "panel").glob(f"{found}*.json")
     blob = json.loads(panel.read_text())["blobs"]["canvas"]
     (store / "blobs" / blob).write_bytes(b"altered")
     with caplog.at_level(logging.INFO, "flows"):

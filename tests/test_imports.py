@@ -18,10 +18,10 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
     ("errors", "types", "ranges"),
-    ("augment", "networks", "statistics", "decoding", "feeds", "tars", "hub", "store", "codec", "pictures"),
-    ("shards", "card"),
-    ("initialise", "voters", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
-    ("recipe", "students", "validate"),
+    ("augment", "networks", "statistics", "decoding", "feeds", "tars", "hub", "store", "codec", "pictures", "scores"),
+    ("shards", "card", "voters"),
+    ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
+    ("recipe", "students", "validate", "comparison"),
     ("presets", "distill"),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}

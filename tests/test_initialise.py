@@ -1,5 +1,8 @@
 """The first canvas: which real images, in which order, and none of them twice."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import tiny
@@ -9,8 +12,11 @@ from torch import Tensor
 
 from dd_tasks import initialise
 from dd_tasks.decoding import decode
-from dd_tasks.initialise import Representatives, WholeImages
+from dd_tasks.errors import InputError
+from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.shards import Candidates
+from dd_tasks.types import Reading
+from dd_tasks.voters import Everyone
 
 NOBODY = tiny.studio(None)
 
@@ -39,9 +45,9 @@ def greys(*levels: list[int]) -> Candidates:
     return Candidates(images, tuple(k for _, k in rows), tuple(f"{k}-{level}" for level, k in rows))
 
 
-def images_of(candidates: Candidates, keys: tuple[str, ...]) -> Tensor:
+def images_of(candidates: Candidates, keys: Sequence[tuple[str, ...]]) -> Tensor:
     by_key = dict(zip(candidates.keys, candidates.images, strict=True))
-    return torch.stack([decode(by_key[key], tiny.SIDE) for key in keys])
+    return torch.stack([decode(by_key[key], tiny.SIDE) for (key,) in keys])
 
 
 @pytest.mark.parametrize("ipc", [1, 3, 5])
@@ -51,7 +57,7 @@ def test_whole_images_are_the_first_of_each_class_by_index_then_class_and_none_t
     of_class = [
         [k for k, label in zip(candidates.keys, candidates.labels, strict=True) if label == c] for c in range(10)
     ]
-    assert canvas.sources == tuple(of_class[c][i] for i in range(ipc) for c in range(10))
+    assert canvas.sources == tuple((of_class[c][i],) for i in range(ipc) for c in range(10))
     assert len(set(canvas.sources)) == 10 * ipc
     assert canvas.targets_N.tolist() == list(range(10)) * ipc
     assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))
@@ -75,17 +81,21 @@ def test_images_are_brought_to_the_side_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("initialiser", "ipc", "demand"),
+    ("initialiser", "ipc", "least", "demand"),
     [
-        (WholeImages(), 1, 1),
-        (WholeImages(), 50, 50),
-        (Representatives(candidates=30), 10, 30),
-        (Representatives(candidates=30), 30, 30),
-        (Representatives(candidates=30), 31, 31),
+        (Noise(), 10, 0, 0),
+        (WholeImages(), 1, 1, 1),
+        (WholeImages(), 50, 50, 50),
+        (Representatives(candidates=30), 10, 10, 30),
+        (Representatives(candidates=30), 30, 30, 30),
+        (Representatives(candidates=30), 31, 31, 31),
+        (Collage(factor=1, candidates=30), 10, 10, 30),
+        (Collage(factor=2, candidates=30), 7, 28, 30),
+        (Collage(factor=2, candidates=30), 8, 32, 32),
     ],
 )
-def test_images_asked_of_a_class(initialiser, ipc, demand):
-    assert initialiser.demand(ipc) == demand
+def test_images_asked_of_a_class(initialiser, ipc, least, demand):
+    assert (initialiser.least(ipc), initialiser.demand(ipc)) == (least, demand)
 
 
 def test_the_row_nearest_each_centre_represents_it_largest_cluster_first():
@@ -129,7 +139,7 @@ def test_as_many_clusters_as_rows_takes_every_row_once():
 def test_representatives_stand_for_the_clusters_of_their_class():
     candidates = greys([10, 11, 12, 199, 200, 201, 202, 200], [90, 91, 92, 91, 14, 15, 16])
     canvas = Representatives(candidates=8).choose(candidates, 2, 16, tiny.studio(Grey()))
-    assert canvas.sources[0] == "0-200" and canvas.sources[1:] == ("1-91", "0-11", "1-15")
+    assert canvas.sources == (("0-200",), ("1-91",), ("0-11",), ("1-15",))
     assert canvas.targets_N.tolist() == [0, 1, 0, 1]
     assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))
 
@@ -148,5 +158,85 @@ def test_representatives_of_digits_are_of_their_class_distinct_and_a_function_of
     label_of = dict(zip(candidates.keys, candidates.labels, strict=True))
     canvas, again = (Representatives(20).choose(candidates, 4, 16, tiny.studio(seed=3)) for _ in range(2))
     assert len(set(canvas.sources)) == 40 and canvas.sources == again.sources
-    assert [label_of[key] for key in canvas.sources] == canvas.targets_N.tolist() == list(range(10)) * 4
+    assert [label_of[key] for (key,) in canvas.sources] == canvas.targets_N.tolist() == list(range(10)) * 4
     assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))
+
+
+def test_noise_has_the_mean_and_deviation_of_the_data_class_after_class():
+    candidates = Candidates((), (), ())
+    canvas, again, other = (Noise().choose(candidates, 2, 64, tiny.studio(seed=s)) for s in (1, 1, 2))
+    assert canvas.targets_N.tolist() == [0, 1, 2, 0, 1, 2] and canvas.sources == ((),) * 6
+    pixels_NCSS = canvas.images_NCHW / 255
+    rough = {"rtol": 0, "atol": 0.02}  # the range of pixels cuts the tails off
+    torch.testing.assert_close(pixels_NCSS.mean((0, 2, 3)), torch.tensor(tiny.MEAN), **rough)
+    torch.testing.assert_close(pixels_NCSS[:, 1].std(), torch.tensor(tiny.STD[1]), **rough)
+    assert torch.equal(canvas.images_NCHW, again.images_NCHW) and not torch.equal(canvas.images_NCHW, other.images_NCHW)
+
+
+class Bright:
+    """Finds class 0 in what is bright in the middle, by `sharpness` nats a grey level; notes what it was shown."""
+
+    def __init__(self, sharpness: float = 0.1) -> None:
+        self.sharpness, self.seen = sharpness, []
+
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading:
+        self.seen.append(pixels_NCHW)
+        grey_N = 255 * pixels_NCHW[:, :, 4:12, 4:12].mean((1, 2, 3)) * self.sharpness
+        return Reading(torch.stack([grey_N, torch.full_like(grey_N, 128 * self.sharpness)], 1))
+
+
+LEVELS = [90, 200, 10, 140, 60, 250, 170]
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "of_0", "of_1"),
+    [("easy", (250, 200, 170), (10, 60, 90)), ("hard", (10, 60, 90), (250, 200, 170)),
+     ("medium", (170, 140, 90), (90, 140, 170))],
+)  # fmt: skip
+def test_a_collage_of_whole_images_ranks_them_by_difficulty(difficulty, of_0, of_1):
+    collage = Collage(factor=1, difficulty=difficulty)
+    canvas = collage.choose(greys(LEVELS, LEVELS), 3, 16, tiny.studio(Bright(), classes=2))
+    expected = tuple((f"{k}-{level}",) for pair in zip(of_0, of_1, strict=True) for k, level in enumerate(pair))
+    assert canvas.sources == expected and canvas.targets_N.tolist() == [0, 1] * 3
+    assert canvas.images_NCHW.shape == (6, 3, 16, 16)
+    assert [int(image.float().mean()) for image in canvas.images_NCHW] == [int(k.split("-")[1]) for (k,) in expected]
+
+
+def test_patches_are_laid_out_row_by_row_in_the_order_of_their_ranks():
+    canvas = Collage(factor=2).choose(greys(list(range(0, 240, 20))), 2, 16, tiny.studio(Bright(), classes=1))
+    for image_CSS, keys, levels in zip(
+        canvas.images_NCHW, canvas.sources, ((220, 200, 180, 160), (140, 120, 100, 80)), strict=True
+    ):
+        corners = [image_CSS[:, y : y + 8, x : x + 8] for y in (0, 8) for x in (0, 8)]
+        assert [set(corner.flatten().tolist()) for corner in corners] == [{level} for level in levels]
+        assert keys == tuple(f"0-{level}" for level in levels)
+
+
+def test_of_every_image_the_easiest_window_is_kept_and_judged_amid_the_mean_colour():
+    ramp_CSS = torch.arange(16).mul(15).expand(3, 16, 16).to(torch.uint8)
+    candidates = Candidates((tiny.png(ramp_CSS),) * 4, (0,) * 4, tuple("abcd"))
+    judge = Bright()
+    one = Collage(factor=2, crops=6).choose(candidates, 1, 16, tiny.studio(judge, classes=1))
+    (seen_NCSS,) = judge.seen
+    torch.testing.assert_close(seen_NCSS[0, :, 0, 0], torch.tensor(tiny.MEAN))
+    greys_QP = 255 * seen_NCSS[:, :, 4:12, 4:12].mean((1, 2, 3)).view(6, 4)
+    best = sorted(greys_QP.max(0).values.tolist(), reverse=True)
+    found = [one.images_NCHW[0, :, y : y + 8, x : x + 8].float().mean().item() for y in (0, 8) for x in (0, 8)]
+    assert found == pytest.approx(best) and sorted(key for (keys) in one.sources for key in keys) == list("abcd")
+
+
+def test_several_judges_of_a_collage_are_weighed():
+    chosen = []
+    for sharpness in ((0.02,), (-0.03,), (0.02, -0.03)):
+        judges = [Bright(s) for s in sharpness]
+        canvas = Collage(judges=Everyone()).choose(greys(LEVELS), 1, 16, tiny.studio(*judges, classes=1))
+        hardness = {level: sum(math.log1p(math.exp(s * (128 - level))) for s in sharpness) for level in LEVELS}
+        easiest = min(LEVELS, key=hardness.__getitem__)
+        assert canvas.sources == ((f"0-{easiest}",),)
+        chosen.append(easiest)
+    assert len(set(chosen)) == 3
+
+
+def test_a_side_that_patches_do_not_fill_is_refused():
+    with pytest.raises(InputError, match="side 16 cannot be laid out in 3 x 3 patches"):
+        Collage(factor=3).choose(greys(LEVELS), 1, 16, tiny.studio(Bright(), classes=1))

@@ -1,7 +1,8 @@
 """Soft labels: the committee's mean logits of exactly the views that are stored."""
 
 import copy
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from dd_tasks import augment
 from dd_tasks.committee import Observer
 from dd_tasks.label import Relabel
 from dd_tasks.types import Crops, Views
+from dd_tasks.voters import Everyone, One
 
 
 def same(one: Views, other: Views) -> bool:
@@ -30,6 +32,17 @@ def mean_logits(observers: tuple[Observer, ...], pixels_VCSS: Tensor) -> Tensor:
 
 def close(found_VK: Tensor, expected_VK: Tensor) -> None:
     torch.testing.assert_close(found_VK.float(), expected_VK, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_statistics", [None, 3])
+def test_the_voters_of_the_labeller_weigh_the_committee(batch_statistics):
+    observers = tuple(replace(o, prior=p) for o, p in zip(tiny.committee(), (0.5, 0.6), strict=True))
+    labeller = Relabel(Everyone(temperature=10.0), epochs=2, batch_statistics=batch_statistics)
+    weighed = labeller.label(tiny.canvas(), tiny.studio(*observers))
+    apart = [replace(labeller, voters=One(i)).label(tiny.canvas(), tiny.studio(*observers)) for i in range(2)]
+    share = 1 / (1 + math.exp(1.0))
+    close(weighed.logits_VK, share * apart[0].logits_VK.float() + (1 - share) * apart[1].logits_VK.float())
+    assert not torch.equal(apart[0].logits_VK, apart[1].logits_VK)
 
 
 @pytest.mark.parametrize("mix", [True, False])

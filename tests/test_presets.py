@@ -1,33 +1,99 @@
-"""The published methods, part by part."""
+"""The published methods, part by part, and each of them on real digits."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
+from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import WholeImages
+from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import Relabel
-from dd_tasks.presets import PRESETS, e2d, preset
-from dd_tasks.recipe import Ballot
-from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit
-from dd_tasks.terms import CrossEntropy, SmoothedStatistics
-from dd_tasks.voters import RoundRobin
+from dd_tasks.presets import PRESETS, cda, cv_dd, e2d, edc, preset, rded, sre2l, sre2l_pp
+from dd_tasks.recipe import Ballot, Recipe
+from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, SharedCrop
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
+from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
+
+GAP = (CrossEntropy(1.0), BatchNormMatching(0.01, first_layer=10.0))
+
+
+@pytest.mark.parametrize(("side", "jitter", "rate"), [(32, 4, 0.25), (64, 4, 0.25), (65, 32, 0.1), (224, 32, 0.1)])
+def test_sre2l_is_these_five_parts(side, jitter, rate):
+    phase = Phase(1000, SharedCrop(scale=(0.08, 1.0), jitter=jitter))
+    labeller = Relabel(One(), epochs=300, scale=(0.08, 1.0), mix=True, batch_statistics=None)
+    schedule = Schedule((phase,), Adam(rate=rate, betas=(0.5, 0.9), eps=1e-8))
+    assert sre2l(side=side) == Recipe(Noise(), (Ballot(One(), GAP),), schedule, labeller)
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_cda_without_a_milestone_is_sre2l(side):
+    assert cda(side=side, milestone=0) == sre2l(side=side)
+
+
+def test_cda_is_sre2l_with_crops_that_shrink_up_to_the_milestone():
+    parent, half = sre2l(side=32), cda(side=32, milestone=0.5)
+    plain = parent.schedule.phases[0].viewer
+    assert half.schedule.phases == (Phase(500, replace(plain, start=1.0)), Phase(500, plain))
+    assert cda(side=32).schedule.phases == (Phase(1000, replace(plain, start=1.0)),)
+    assert replace(half, schedule=parent.schedule) == parent
+
+
+@pytest.mark.parametrize("milestone", [-0.1, 1.1, float("nan")])
+def test_a_milestone_is_a_share(milestone):
+    with pytest.raises(InputError, match="is not between 0 and 1"):
+        cda(side=32, milestone=milestone)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(32, 1), (64, 1), (65, 2), (224, 2)])
+def test_rded_is_patches_and_labels(side, factor):
+    collage = Collage(factor, candidates=300, crops=5, difficulty="easy", judges=One())
+    assert rded(side=side) == Recipe(collage, (), Schedule(), Relabel(One(), scale=(0.5, 1.0)))
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_committee_voting_is_sre2l_with_other_images_labels_and_votes(side):
+    parent, child, grandchild = sre2l(side=side), sre2l_pp(side=side), cv_dd(side=side)
+    assert child.initialiser == Collage(factor=1 if side == 32 else 2, difficulty="medium")
+    assert child.ballots == parent.ballots and child.schedule.optimiser == Adam(rate=0.25)
+    assert [p.steps for p in child.schedule.phases] == [4000]
+    assert child.schedule.phases[0].viewer == parent.schedule.phases[0].viewer
+    assert child.labeller == replace(parent.labeller, batch_statistics=8)
+    assert grandchild.ballots == (Ballot(Lottery(2, temperature=5.0), GAP),)
+    assert grandchild.labeller == replace(child.labeller, voters=Everyone(temperature=10.0))
+    assert (grandchild.initialiser, grandchild.schedule) == (child.initialiser, child.schedule)
 
 
 @pytest.mark.parametrize(
-    ("side", "weight", "rate", "least"),
-    [(32, 0.01, 0.1, 0.25), (64, 0.01, 0.1, 0.25), (65, 0.1, 0.05, 0.5), (224, 0.1, 0.05, 0.5)],
+    ("side", "weight", "steps", "begin"),
+    [(32, 0.01, 75, WholeImages()), (64, 0.01, 1000, WholeImages()), (224, 0.1, 1000, Collage(factor=2))],
 )
-def test_e2d_is_these_five_parts(side, weight, rate, least):
-    recipe = e2d(side=side)
-    assert recipe.initialiser == WholeImages(flip=True)
+def test_edc_is_these_five_parts(side, weight, steps, begin):
+    recipe = edc(side=side)
+    assert recipe.initialiser == begin
     assert recipe.ballots == (
         Ballot(RoundRobin(), (CrossEntropy(1.0), SmoothedStatistics(weight, momentum=0.8, first_layer=10.0))),
     )
+    phase = Phase(steps, RandomCrops(scale=(0.5, 1.0), threshold=None))
+    assert recipe.schedule == Schedule((phase,), Adam(rate=0.05, betas=(0.5, 0.9)))
+    assert recipe.labeller == Relabel(Everyone(), epochs=300, scale=(0.5, 1.0), mix=True, batch_statistics=None)
+
+
+@pytest.mark.parametrize(
+    ("side", "rate", "least"), [(32, 0.1, 0.25), (64, 0.1, 0.25), (65, 0.05, 0.5), (224, 0.05, 0.5)]
+)
+def test_e2d_is_edc_from_whole_images_in_two_phases(side, rate, least):
+    parent, recipe = edc(side=side), e2d(side=side)
+    assert recipe.initialiser == WholeImages(flip=True) and recipe.ballots == parent.ballots
     assert recipe.schedule.phases == (
         Phase(140, RandomCrops(scale=(0.5, 1.0), threshold=0.5)),
         Phase(60, Revisit(scale=(0.5, 1.0), threshold=0.5)),
     )
     assert recipe.schedule.optimiser == Adam(rate=rate, betas=(0.5, 0.9))
-    assert recipe.labeller == Relabel(epochs=300, scale=(least, 1.0), mix=True, batch_statistics=None)
+    assert recipe.labeller == replace(parent.labeller, scale=(least, 1.0))
 
 
 def test_e2d_remembers_every_explored_crop():
@@ -49,3 +115,69 @@ def test_an_unknown_preset_names_the_choices():
 def test_every_preset_says_where_it_comes_from(name):
     doc = PRESETS[name].__doc__ or ""
     assert "Paper:" in doc and "Departs:" in doc
+
+
+def test_a_method_of_ones_own_is_found_by_module_and_function(tmp_path, monkeypatch):
+    (tmp_path / "our_methods.py").write_text(
+        "from dataclasses import replace\n"
+        "from dd_tasks.initialise import Representatives\n"
+        "from dd_tasks.presets import e2d\n"
+        "def chosen(*, side):\n"
+        "    return replace(e2d(side=side), initialiser=Representatives())\n"
+        "def wrong(*, side):\n"
+        "    return side\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert preset("our_methods:chosen", side=32) == replace(e2d(side=32), initialiser=Representatives())
+    for name, reason in (
+        ("our_methods:wrong", "returned int, not a Recipe"),
+        ("our_methods:missing", "has no attribute 'missing'"),
+        ("no_such_module:chosen", "No module named 'no_such_module'"),
+        (":chosen", "Empty module name"),
+    ):
+        with pytest.raises(InputError, match=rf"^preset '{name}'.*{reason}"):
+            preset(name, side=32)
+
+
+def test_the_readmes_own_method_is_short_and_distils(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    (tmp_path / "readme_methods.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    recipe, parent = preset("readme_methods:with_margin", side=tiny.SIDE), e2d(side=tiny.SIDE)
+    made, plain = (distill(shortened(r, 20), tiny.canvas(), tiny.studio()) for r in (recipe, parent))
+    assert made.loss_T.isfinite().all() and not torch.equal(made.canvas.images_NCHW, plain.canvas.images_NCHW)
+
+
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """At most so many steps a phase, and two epochs of labels."""
+    phases = tuple(replace(phase, steps=min(phase.steps, steps)) for phase in recipe.schedule.phases)
+    schedule = replace(recipe.schedule, phases=phases)
+    return replace(recipe, schedule=schedule, labeller=replace(recipe.labeller, epochs=2))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_distils_digits(name):
+    """Three classes and steps: finite, in range, loss falls, updates are counted, the seed decides."""
+    observers = tuple(replace(o, prior=0.5 + i / 100) for i, o in enumerate(tiny.committee()))
+    recipe, candidates = shortened(preset(name, side=tiny.SIDE), 25), tiny.digit_candidates(20, tiny.CLASSES)
+    runs = []
+    for seed in (1, 1, 2):
+        studio = tiny.studio(*observers, seed=seed)
+        first = recipe.initialiser.choose(candidates, 2, tiny.SIDE, studio)
+        made = distill(recipe, first, studio)
+        runs.append((first, made, recipe.labeller.label(made.canvas, studio)))
+    (first, made, views), (_, again, views_again), (_, other, views_other) = runs
+    seats = sum(ballot.voters.at_once(len(observers)) for ballot in recipe.ballots)
+    assert made.image_updates == len(made.loss_T) * len(first) * seats
+    assert made.canvas.targets_N.tolist() == [0, 1, 2, 0, 1, 2] and made.canvas.sources == first.sources
+    assert views.logits_VK.isfinite().all() and len(views) == 12
+    assert torch.equal(made.canvas.images_NCHW, again.canvas.images_NCHW)
+    assert torch.equal(views.logits_VK, views_again.logits_VK)
+    assert not torch.equal(views.logits_VK, views_other.logits_VK)
+    if recipe.schedule.steps:
+        assert made.loss_T.isfinite().all() and made.loss_T[-5:].mean() < made.loss_T[:5].mean()
+        assert not torch.equal(made.canvas.images_NCHW, first.images_NCHW)
+        assert not torch.equal(made.canvas.images_NCHW, other.canvas.images_NCHW)
+    else:
+        assert torch.equal(made.canvas.images_NCHW, first.images_NCHW)

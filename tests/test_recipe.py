@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import torch
 
 from dd_tasks.committee import ObserverRecipe
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import Representatives, WholeImages
-from dd_tasks.presets import e2d
-from dd_tasks.recipe import PARTS, identity, override, plain, without_flips
-from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule
+from dd_tasks.initialise import Collage, Representatives, WholeImages
+from dd_tasks.presets import PRESETS, cv_dd, e2d
+from dd_tasks.recipe import PARTS, alone, identity, override, plain, voters_in, without_flips
+from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, SharedCrop
 from dd_tasks.students import StudentRecipe
 from dd_tasks.terms import CrossEntropy
-from dd_tasks.voters import Everyone, RoundRobin
+from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def test_plain_is_json_that_names_its_types():
         ("ballots.0.terms.1.weight", "0.1", 0.1),
         ("ballots.0.terms.1", "CrossEntropy", CrossEntropy()),
         ("ballots.0.voters", "Everyone", Everyone()),
+        ("labeller.voters", "One", One()),
+        ("labeller.voters.temperature", "10", 10.0),
+        ("schedule.phases.0.viewer.threshold", "null", None),
     ],
 )
 def test_an_override_changes_the_field_it_names_and_nothing_else(path, text, value):
@@ -206,14 +210,21 @@ INT, FLOAT, PAIR = "expected int (input should be", "expected float (input shoul
         (
             "initialiser", "Whole",
             "unknown part in --set initialiser 'Whole'; did you mean 'WholeImages'?"
-            " (choices: Representatives, WholeImages)",
+            " (choices: Collage, Noise, Representatives, WholeImages)",
         ),
-        ("initialiser", "Adam", "unknown part in --set initialiser 'Adam' (choices: Representatives, WholeImages)"),
+        (
+            "initialiser", "Adam",
+            "unknown part in --set initialiser 'Adam' (choices: Collage, Noise, Representatives, WholeImages)",
+        ),
+        (
+            "labeller.voters", "Nobody",
+            "unknown part in --set labeller.voters 'Nobody' (choices: Everyone, Lottery, One, RoundRobin)",
+        ),
         ("labeller", "e2d", "unknown part in --set labeller 'e2d' (choices: Relabel)"),
         ("schedule.optimiser", "SGD", "unknown part in --set schedule.optimiser 'SGD' (choices: Adam)"),
         (
             "schedule.phases.0.viewer", "CrossEntropy",
-            "unknown part in --set schedule.phases.0.viewer 'CrossEntropy' (choices: RandomCrops, Revisit)",
+            "unknown part in --set schedule.phases.0.viewer 'CrossEntropy' (choices: RandomCrops, Revisit, SharedCrop)",
         ),
         (
             "schedule.phases.0", "Phase",
@@ -239,6 +250,11 @@ def test_a_meaningless_override_is_one_line(path, text, line):
         (ObserverRecipe("convnet3", 1), "reach", "-1"),
         (ObserverRecipe("convnet3", 1), "peak_rate", "Infinity"),
         (Representatives(), "candidates", "0"),
+        (Collage(), "factor", "0"),
+        (Collage(), "difficulty", "simple"),
+        (Everyone(), "temperature", "0"),
+        (Lottery(), "drawn", "0"),
+        (SharedCrop(), "start", "0"),
         (Adam(), "betas", "[0.5, 1]"),
     ],
 )
@@ -258,14 +274,49 @@ def test_every_part_fits_its_place_and_passes_its_own_ranges():
             members = [name for name in vars(place) if not name.startswith("_")]
             assert all(hasattr(part(), name) for name in (*members, *place.__annotations__)), (place, part)
             for field in dataclasses.fields(part):
-                text = json.dumps(getattr(part(), field.name))
+                value = getattr(part(), field.name)
+                text = type(value).__name__ if dataclasses.is_dataclass(value) else json.dumps(value)
                 assert override(part(), field.name, text) == part()
 
 
-def test_presets_pass_their_own_ranges():
-    recipe = e2d(side=32)
-    for path in ("schedule.phases.0.steps", "schedule.memory", "schedule.optimiser.betas", "ballots.0.terms.1.weight"):
-        assert override(recipe, path, json.dumps(at(recipe, path))) == recipe
+def numbers_in(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that is not a part, by its dotted name."""
+    items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    for name, item in items.items():
+        parts = enumerate(item) if isinstance(item, tuple) else ()
+        for i, part in parts:
+            if dataclasses.is_dataclass(part):
+                yield from numbers_in(part, f"{path}{name}.{i}.")
+        if dataclasses.is_dataclass(item):
+            yield from numbers_in(item, f"{path}{name}.")
+        elif not (isinstance(item, tuple) and (not item or dataclasses.is_dataclass(item[0]))):
+            yield path + name, item
+
+
+@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_pass_their_own_ranges(name, side):
+    recipe = PRESETS[name](side=side)
+    numbers = dict(numbers_in(recipe))
+    assert "schedule.optimiser.rate" in numbers and "labeller.epochs" in numbers
+    for path, value in numbers.items():
+        assert override(recipe, path, json.dumps(value)) == recipe
+
+
+# Voters
+
+
+def test_voters_are_found_wherever_they_sit():
+    assert list(voters_in(e2d(side=32))) == [RoundRobin(), Everyone()]
+    assert list(voters_in(cv_dd(side=32))) == [One(), Lottery(), Everyone(temperature=10.0)]
+
+
+def test_alone_seats_one_everywhere_and_changes_nothing_else():
+    recipe = cv_dd(side=32)
+    single = alone(recipe)
+    assert list(voters_in(single)) == [One()] * 3
+    assert single.schedule == recipe.schedule and single.labeller == replace(recipe.labeller, voters=One())
+    assert single.ballots[0].terms == recipe.ballots[0].terms
 
 
 # Mirrors

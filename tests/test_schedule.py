@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops
-from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule
+from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule, SharedCrop
 from dd_tasks.types import CropMemory, Crops
 
 NONE = -math.inf
@@ -126,7 +126,39 @@ def test_an_image_without_crops_left_gets_a_fresh_one():
     assert now.crops.flips_N.tolist() == [bool(fresh.flips_N[0]), True, bool(fresh.flips_N[2])]
 
 
-@pytest.mark.parametrize("viewer", [RandomCrops(flip=False), Revisit(flip=False)])
+def test_without_a_threshold_nothing_is_remembered():
+    before = memory([NONE, NONE], [0.9, NONE])
+    assert RandomCrops(threshold=None).remember(before, chosen(2), torch.tensor([9.0, 9.0])) is before
+
+
+def test_a_shared_crop_is_one_for_the_whole_panel_and_a_new_one_every_step():
+    viewer, rng, nothing = SharedCrop(scale=(0.08, 1.0), jitter=4), tiny.generator(), CropMemory.empty(5, 1, tiny.CPU)
+    steps = [viewer.choose(nothing, 32, rng) for _ in range(200)]
+    assert all(len(s.crops.boxes_N4.unique(dim=0)) == len(s.crops.flips_N.unique()) == 1 for s in steps)
+    assert all(s.memory_N.tolist() == [-1] * 5 for s in steps)
+    areas = torch.tensor([s.crops.boxes_N4[0, 2] * s.crops.boxes_N4[0, 3] / 32**2 for s in steps])
+    assert areas.min() < 0.12 and areas.max() > 0.9 and len(areas.unique()) > 50
+    assert {tuple(s.roll_2.tolist()) for s in steps} == {(down, right) for down in range(5) for right in range(5)}
+    assert viewer.remember(nothing, steps[0], torch.full((5,), 9.0)) is nothing
+
+
+def test_without_jitter_nothing_is_rolled():
+    assert SharedCrop().choose(CropMemory.empty(2, 1, tiny.CPU), 16, tiny.generator()).roll_2 is None
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 0.9])
+def test_the_smallest_crop_of_a_curriculum_falls_along_half_a_cosine(progress):
+    viewer = SharedCrop(scale=(0.08, 1.0), start=1.0)
+    expected = 0.08 + 0.92 * (1 + math.cos(math.pi * progress)) / 2
+    assert viewer.smallest(progress) == pytest.approx(expected)
+    assert SharedCrop(scale=(0.08, 1.0)).smallest(progress) == pytest.approx(0.08)
+    nothing, rng = CropMemory.empty(1, 1, tiny.CPU), tiny.generator()
+    boxes = torch.cat([viewer.choose(nothing, 64, rng, progress).crops.boxes_N4 for _ in range(300)])
+    areas = boxes[:, 2] * boxes[:, 3] / 64**2
+    assert areas.min() >= expected - 0.03 and areas.min() <= expected + 0.05
+
+
+@pytest.mark.parametrize("viewer", [RandomCrops(flip=False), Revisit(flip=False), SharedCrop(flip=False)])
 def test_without_flip_no_fresh_crop_is_flipped(viewer):
     assert not viewer.choose(CropMemory.empty(200, 2, tiny.CPU), 16, tiny.generator()).crops.flips_N.any()
 
@@ -137,6 +169,7 @@ def test_phases_follow_each_other_under_one_cosine():
     ticks = list(schedule.ticks())
     assert schedule.steps == 5 and [tick.step for tick in ticks] == [0, 1, 2, 3, 4]
     assert [tick.viewer for tick in ticks] == [explore, explore, revisit, revisit, revisit]
+    assert [tick.progress for tick in ticks] == pytest.approx([0, 1 / 2, 0, 1 / 3, 2 / 3])
     assert [tick.rate for tick in ticks] == pytest.approx([0.2 * (1 + math.cos(math.pi * t / 5)) for t in range(5)])
     assert ticks[0].rate == 0.4 and all(a.rate > b.rate > 0 for a, b in pairwise(ticks))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_tasks.committee import Observer
-from dd_tasks.terms import CrossEntropy, SmoothedStatistics
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
 
 TARGETS_N = torch.tensor([0, 2, 2, 1])
 
@@ -77,23 +77,23 @@ TERMS = [
 @pytest.mark.parametrize("architecture", ["convnet2_bn_w4", "thin_resnet4_w4"])
 def test_the_statistics_term_is_its_formula_at_every_step(term, architecture):
     observer = tiny.observer(0, architecture)
-    loss = term.convene((observer,))
+    loss = term.convene(tiny.studio(observer))
     history: list[list[Tensor]] = []
     for step in range(4):
         history.append([own_of(x) for _, x in inputs_of(observer, views(step), term.convolutions)])
         owns = [averaged(list(of_layer), term.momentum) for of_layer in zip(*history, strict=True)]
-        value = loss(0, observer.read(views(step), moments=True), TARGETS_N)
+        value = loss(observer, observer.read(views(step), moments=True), TARGETS_N)
         torch.testing.assert_close(value, literal(term, observer, owns, TARGETS_N.tolist()), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("term", TERMS[:2])
 def test_the_gradient_is_the_current_batchs_at_the_averages_value(term):
     observer = tiny.observer()
-    loss = term.convene((observer,))
+    loss = term.convene(tiny.studio(observer))
     earlier = [own_of(x) for _, x in inputs_of(observer, views(0), term.convolutions)]
-    loss(0, observer.read(views(0), moments=True), TARGETS_N)
+    loss(observer, observer.read(views(0), moments=True), TARGETS_N)
     pixels_NCHW = views(1).requires_grad_()
-    (found,) = torch.autograd.grad(loss(0, observer.read(pixels_NCHW, moments=True), TARGETS_N), pixels_NCHW)
+    (found,) = torch.autograd.grad(loss(observer, observer.read(pixels_NCHW, moments=True), TARGETS_N), pixels_NCHW)
 
     pixels_NCHW = views(1).requires_grad_()
     current = [own_of(x) for _, x in inputs_of(observer, pixels_NCHW, term.convolutions)]
@@ -104,39 +104,54 @@ def test_the_gradient_is_the_current_batchs_at_the_averages_value(term):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("term", [BatchNormMatching(), BatchNormMatching(weight=0.3, first_layer=1.0)])
+@pytest.mark.parametrize("architecture", ["convnet2_bn_w4", "thin_resnet4_w4"])
+def test_batchnorm_matching_is_its_formula_and_remembers_nothing(term, architecture):
+    observer = tiny.observer(0, architecture)
+    loss = term.convene(tiny.studio(observer))
+    for step in (2, 0, 1):
+        expected = torch.zeros(())
+        for i, (layer, input_NCHW) in enumerate(inputs_of(observer, views(step), convolutions=False)):
+            mean, _, whole = own_of(input_NCHW)
+            gap = distance(mean, layer.running_mean) + distance(whole, layer.running_var)
+            expected = expected + (term.first_layer if i == 0 else 1) * gap
+        value = loss(observer, observer.read(views(step), moments=True), TARGETS_N)
+        torch.testing.assert_close(value, term.weight * expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_average_does_not_start_at_zero():
     observer = tiny.observer()
-    smoothed, plain = (SmoothedStatistics(momentum=m).convene((observer,)) for m in (0.8, 0.0))
+    smoothed, plain = (SmoothedStatistics(momentum=m).convene(tiny.studio(observer)) for m in (0.8, 0.0))
     reading = observer.read(views(0), moments=True)
     for _ in range(3):
-        torch.testing.assert_close(smoothed(0, reading, TARGETS_N), plain(0, reading, TARGETS_N))
+        torch.testing.assert_close(smoothed(observer, reading, TARGETS_N), plain(observer, reading, TARGETS_N))
 
 
 def test_nothing_leaks_from_one_panel_to_the_next():
     observer, term = tiny.observer(), SmoothedStatistics()
     first, second = (observer.read(views(step), moments=True) for step in (0, 1))
-    alone = term.convene((observer,))(0, second, TARGETS_N)
-    panel = term.convene((observer,))
-    panel(0, first, TARGETS_N)
-    assert not torch.isclose(panel(0, second, TARGETS_N), alone)
-    assert torch.equal(term.convene((observer,))(0, second, TARGETS_N), alone)
+    alone = term.convene(tiny.studio(observer))(observer, second, TARGETS_N)
+    panel = term.convene(tiny.studio(observer))
+    panel(observer, first, TARGETS_N)
+    assert not torch.isclose(panel(observer, second, TARGETS_N), alone)
+    assert torch.equal(term.convene(tiny.studio(observer))(observer, second, TARGETS_N), alone)
 
 
 def test_each_observer_has_an_average_of_its_own():
     observers, term = (tiny.observer(0), tiny.observer(1)), SmoothedStatistics()
-    together, alone = term.convene(observers), term.convene(observers)
+    together, alone = term.convene(tiny.studio(*observers)), term.convene(tiny.studio(*observers))
     for step in range(3):
-        together(0, observers[0].read(views(step + 5), moments=True), TARGETS_N)
+        together(observers[0], observers[0].read(views(step + 5), moments=True), TARGETS_N)
         reading = observers[1].read(views(step), moments=True)
-        assert torch.equal(together(1, reading, TARGETS_N), alone(1, reading, TARGETS_N))
+        assert torch.equal(together(observers[1], reading, TARGETS_N), alone(observers[1], reading, TARGETS_N))
 
 
 def test_a_batch_that_is_the_real_data_is_at_no_distance_from_its_convolutions():
     observer, pixels_NCHW, labels_N = tiny.observer(), tiny.pixels(24, seed=200), tiny.labels(24)
     every = SmoothedStatistics(weight=1.0, first_layer=1.0)
-    whole = every.convene((observer,))(0, observer.read(pixels_NCHW, moments=True), labels_N)
+    whole = every.convene(tiny.studio(observer))(observer, observer.read(pixels_NCHW, moments=True), labels_N)
     norms = SmoothedStatistics(weight=1.0, first_layer=1.0, convolutions=False)
-    by_norms = norms.convene((observer,))(0, observer.read(pixels_NCHW, moments=True), labels_N)
+    by_norms = norms.convene(tiny.studio(observer))(observer, observer.read(pixels_NCHW, moments=True), labels_N)
     torch.testing.assert_close(whole, by_norms, rtol=1e-4, atol=1e-5)
 
 
@@ -146,9 +161,10 @@ def test_cross_entropy_is_the_weighted_mean_of_minus_log_probability(weight):
     reading = observer.read(views(0))
     rows = zip(reading.logits_NK.tolist(), TARGETS_N.tolist(), strict=True)
     expected = [math.log(sum(map(math.exp, row))) - row[k] for row, k in rows]
-    value = CrossEntropy(weight).convene((observer,))(0, reading, TARGETS_N)
+    value = CrossEntropy(weight).convene(tiny.studio(observer))(observer, reading, TARGETS_N)
     assert value.item() == pytest.approx(weight * sum(expected) / 4, rel=1e-5)
 
 
 def test_only_statistics_need_moments():
-    assert SmoothedStatistics().needs_moments and not CrossEntropy().needs_moments
+    assert SmoothedStatistics().needs_moments and BatchNormMatching().needs_moments
+    assert not CrossEntropy().needs_moments

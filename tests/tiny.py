@@ -50,13 +50,13 @@ def committee() -> tuple[Observer, ...]:
     return observer(0), observer(1, "thin_resnet4_w4")
 
 
-def studio(*observers: object, seed: int = 0) -> Studio:
-    return Studio(observers or committee(), MEAN, STD, generator(seed), CPU)  # type: ignore[arg-type]
+def studio(*observers: object, seed: int = 0, classes: int = CLASSES) -> Studio:
+    return Studio(observers or committee(), classes, MEAN, STD, generator(seed), CPU)  # type: ignore[arg-type]
 
 
 def canvas(n: int = 6, seed: int = 0, side: int = SIDE) -> Canvas:
     images_NCSS = (pixels(n, seed, side) * 255).round().to(torch.uint8)
-    return Canvas(images_NCSS, labels(n), tuple(f"real-{i}" for i in range(n)))
+    return Canvas(images_NCSS, labels(n), tuple((f"real-{i}",) for i in range(n)))
 
 
 def unmixed(images_V: Tensor, crops: Crops, logits_VK: Tensor, epochs_V: Tensor | None = None) -> Views:
@@ -97,7 +97,7 @@ class Watched:
     """An observer that notes what it is asked: sizes of batches, lowest and highest pixel, whether moments."""
 
     def __init__(self, inner: Observer) -> None:
-        self.inner, self.name, self.statistics = inner, inner.name, inner.statistics
+        self.inner, self.name, self.statistics, self.prior = inner, inner.name, inner.statistics, inner.prior
         self.sizes: list[int] = []
         self.moments: list[bool] = []
         self.lowest, self.highest = float("inf"), float("-inf")

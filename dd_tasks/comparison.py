@@ -1,0 +1,184 @@
+"""Several methods side by side: from their manifests to one table and one page."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from dd_tasks.card import accuracy, escape, percent
+from dd_tasks.report import Axis, Comparison, Mark, comparisons, duration, template
+from dd_tasks.scores import label_robust_score
+from schemas import comparison as schema
+from schemas.manifest import Claim, Manifest
+
+COLUMNS = (
+    "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real", "class labels: "
+    "distilled", "class labels: random", "LRS",
+)  # fmt: skip
+LEFT_COLUMNS = 3  # the rest are numbers
+WIDTH, HEIGHT = 500, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 410, 20, 250
+
+
+def compared(
+    manifests: Sequence[Manifest], folders: Sequence[str], labels: str | None, command: str
+) -> schema.Comparison:
+    """The methods of some finished artifacts. ValueError where they are not of the same data and committee."""
+    first = manifests[0]
+    for manifest in manifests:
+        if (manifest.source, manifest.test, manifest.observers) != (first.source, first.test, first.observers):
+            raise ValueError(f"{manifest.name} and {first.name} differ in their data or their committee")
+    rows = [
+        schema.ComparisonRow(
+            preset=manifest.preset,
+            ipc=manifest.ipc,
+            folder=folder,
+            identity=manifest.identity,
+            image_updates=manifest.cost.image_updates,
+            seconds=round(manifest.cost.seconds["choose"] + manifest.cost.seconds["recover"], 1),
+            claims=manifest.claims,
+        )
+        for manifest, folder in zip(manifests, folders, strict=True)
+    ]
+    return schema.Comparison(
+        labels=labels,
+        rows=rows,
+        observers=first.observers,
+        source=first.source.digest,
+        test=first.test.digest if first.test else None,
+        seed=first.seed,
+        command=command,
+        machine=first.cost.machine,
+        versions=first.versions,
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method, one student: what the table says of it."""
+
+    row: schema.ComparisonRow
+    found: Comparison
+    full: Claim | None
+    hard: Comparison | None
+
+    @property
+    def lrs(self) -> float | None:
+        if self.full is None or self.hard is None:
+            return None
+        return label_robust_score(
+            full_hard=self.full.mean,
+            distilled_hard=self.hard.distilled.mean,
+            distilled=self.found.distilled.mean,
+            random=self.found.random.mean,
+        )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        lead = f"{100 * self.found.lead:+.2f} {self.found.verdict}"
+        hard = (accuracy(self.hard.distilled), accuracy(self.hard.random)) if self.hard else ("", "")
+        return (
+            f"{self.row.ipc:,}", self.row.preset, self.found.distilled.student, f"{self.row.image_updates:,}",
+            f"{self.row.seconds:,.0f}", accuracy(self.found.distilled), accuracy(self.found.random), lead,
+            accuracy(self.full) if self.full else "", *hard, "" if self.lrs is None else percent(self.lrs),
+        )  # fmt: skip
+
+
+def lines(comparison: schema.Comparison) -> Iterator[Line]:
+    """Every method and student, in the order of the rows."""
+    for row in comparison.rows:
+        pairs = comparisons(row.claims)
+        full = {claim.student: claim for claim in row.claims if claim.row == "full"}
+        hard = {pair.distilled.student: pair for pair in pairs if pair.distilled.row == "distilled_hard"}
+        for pair in pairs:
+            student = pair.distilled.student
+            if pair.distilled.row == "distilled":
+                yield Line(row, pair, full.get(student), hard.get(student))
+
+
+def shown_columns(found: Sequence[Line]) -> list[int]:
+    """The columns that some line fills."""
+    return [i for i in range(len(COLUMNS)) if any(line.cells[i] for line in found)]
+
+
+def markdown(comparison: schema.Comparison) -> str:
+    """The table; accuracies in %, mean ± sample standard deviation over seeds, last epoch."""
+    found = list(lines(comparison))
+    columns = shown_columns(found)
+    rule = ["---" if i < LEFT_COLUMNS else "---:" for i in columns]
+    rows = [[COLUMNS[i] for i in columns], rule, *([escape(line.cells[i]) for i in columns] for line in found)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A method in a plot, in the drawing's units: its mean, and one std to both sides."""
+
+    name: str
+    x: float
+    y: float
+    error: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Accuracy in % over a cost; `random` is the mean of random images, where all methods share it."""
+
+    title: str
+    cost: str
+    across: list[Mark]
+    up: list[Mark]
+    spots: list[Spot]
+    random: float | None
+    note: str
+
+
+def plot(title: str, cost: str, found: Sequence[Line], costs: Sequence[float]) -> Plot:
+    """The lines of one IPC and student. A cost of zero stands at the left edge of the logarithmic axis."""
+    positive = [cost for cost in costs if cost > 0] or [1.0]
+    edge = min(positive) / 3
+    claims = [line.found.distilled for line in found]
+    randoms = {line.found.random.mean for line in found}
+    values = [100 * v for c in claims for v in (c.mean - c.std, c.mean + c.std)] + [100 * mean for mean in randoms]
+    pad = max(0.05 * (max(values) - min(values)), 0.5)
+    x = Axis(edge, 1.5 * max(positive), LEFT, RIGHT, log=True)
+    y = Axis(max(min(values) - pad, 0), max(values) + pad, BOTTOM, TOP)
+    spots = [
+        Spot(
+            line.row.preset, x(max(spent, edge)), y(100 * claim.mean),
+            (y(100 * (claim.mean - claim.std)), y(100 * (claim.mean + claim.std))) if len(claim.seeds) > 1 else None,
+        )
+        for line, claim, spent in zip(found, claims, costs, strict=True)
+    ]  # fmt: skip
+    note = f"At the left edge: no {cost} at all." if min(costs) <= 0 else ""
+    return Plot(title, cost, x.marks, y.marks, spots, y(100 * randoms.pop()) if len(randoms) == 1 else None, note)
+
+
+def plots(comparison: schema.Comparison) -> list[Plot]:
+    """Accuracy over image-updates and over seconds, for each IPC and student."""
+
+    def of(line: Line) -> tuple[int, str]:
+        return line.row.ipc, line.found.distilled.student
+
+    drawn = []
+    for (ipc, student), group in groupby(sorted(lines(comparison), key=of), key=of):
+        found = list(group)
+        title = f"{ipc:,} per class, {student}"
+        drawn.append(plot(title, "image-updates", found, [f.row.image_updates for f in found]))
+        drawn.append(plot(title, "seconds", found, [f.row.seconds for f in found]))
+    return drawn
+
+
+def render(comparison: schema.Comparison) -> str:
+    """The page, self-contained but for links to the reports of the artifacts beside it."""
+    found = list(lines(comparison))
+    columns = shown_columns(found)
+    values = {
+        "comparison": comparison,
+        "columns": [COLUMNS[i] for i in columns],
+        "left_columns": LEFT_COLUMNS,
+        "table": [(line, [line.cells[i] for i in columns]) for line in found],
+        "plots": plots(comparison),
+        "box": (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM),
+        "seconds": duration(sum(row.seconds for row in comparison.rows)),
+    }
+    return template("comparison.html.j2").render(values) + "\n"

@@ -1,0 +1,42 @@
+"""@flow compare_presets: several methods under the same observers, labels, students and seeds."""
+
+import os
+from pathlib import Path
+
+from prefect import flow
+
+from dd_tasks import comparison
+from flows.distill import distill_dataset
+from flows.settings import Settings
+from flows.tasks import ONE_AT_A_TIME
+from schemas.comparison import Comparison
+from schemas.spec import RunSpec
+
+RESULT, TABLE, PAGE = "comparison.json", "comparison.md", "comparison.html"
+
+
+@flow(name="compare-presets", validate_parameters=False, task_runner=ONE_AT_A_TIME)
+def compare_presets(specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str) -> Comparison:
+    """One artifact a specification, in folders of `out`; then the table and the page over all of them.
+
+    What they share (observers, random images, their labels and students) is made once: the store holds it.
+    """
+    folders = [folder_of(spec) for spec in specs]
+    manifests = [
+        distill_dataset(spec, out / folder, settings, command) for spec, folder in zip(specs, folders, strict=True)
+    ]
+    found = comparison.compared(manifests, folders, specs[0].labels, command)
+    pages = {
+        RESULT: found.model_dump_json(indent=1) + "\n",
+        TABLE: comparison.markdown(found),
+        PAGE: comparison.render(found),
+    }
+    for name, text in pages.items():
+        half = out / f".{name}.half"
+        half.write_text(text, encoding="utf-8")
+        os.replace(half, out / name)
+    return found
+
+
+def folder_of(spec: RunSpec) -> str:
+    return f"{spec.preset.replace(':', '.')}-ipc{spec.ipc}"
