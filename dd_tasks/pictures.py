@@ -135,10 +135,11 @@ def preview(
     targets_N: Tensor,
     classes: Sequence[str],
     *,
+    began_as: str = "real",
     per_class: int = 4,
     classes_shown: int = 10,
 ) -> bytes:
-    """A PNG grid: one column group a class, its first real images above, what became of them below.
+    """A PNG grid: one column group a class, what its first images began as above, what became of them below.
 
     `before_NCHW` and `after_NCHW` are uint8 (N, 3, H, W) of classes `targets_N`; a class without images takes no room.
     ValueError where there is nothing to show or the shapes differ.
@@ -158,21 +159,21 @@ def preview(
         for block, images_NCHW in enumerate((before_NCHW, after_NCHW)):
             for index, slot in enumerate(slots):
                 sheet.paste(scaled(picture_of(images_NCHW[slot])), grid.place(group, block, index))
-    write_labels(sheet, grid, [classes[target] for target in present[:classes_shown]])
+    write_labels(sheet, grid, [classes[target] for target in present[:classes_shown]], began_as)
     write_footer(
         sheet, grid, f"{len(targets_N):,} images in {len(present):,} classes; {sum(map(len, rows))} of them shown"
     )
     return encode(sheet)
 
 
-def write_labels(sheet: Image.Image, grid: Grid, names: Sequence[str]) -> None:
+def write_labels(sheet: Image.Image, grid: Grid, names: Sequence[str], began_as: str) -> None:
     """Draws the class names above their groups, and what each block is on its left."""
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     room = grid.group_width + GROUP_GAP - 4
     for group, name in enumerate(names):
         middle = grid.left(group) + grid.group_width / 2
         pen.text((middle, MARGIN + 8), fitting(name, room, font), INK, font, anchor="mm")
-    for block, (kind, colour) in enumerate((("real", REAL), ("distilled", DISTILLED))):
+    for block, (kind, colour) in enumerate(((began_as, REAL), ("distilled", DISTILLED))):
         top, right = grid.top(block), MARGIN + LABEL_WIDTH - 8
         pen.rectangle((right - 3, top, right - 1, top + grid.block_height - 1), fill=colour)
         pen.text((right - 11, top + grid.block_height / 2), kind, INK, font, anchor="rm")

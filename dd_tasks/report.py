@@ -154,7 +154,7 @@ def decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten in [low, high], or powers of ten alone where those are many."""
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     values = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
-    return values if len(values) <= 8 else [value for value in values if log10(value) % 1 == 0]
+    return values if len(values) <= 6 else [value for value in values if log10(value) % 1 == 0]
 
 
 def upper(value: float) -> float:
@@ -378,6 +378,7 @@ def render(manifest: Manifest, canvas: Canvas, story: Story) -> str:
     values = {
         "manifest": manifest,
         "images": len(canvas),
+        "began_as": canvas.began_as,
         "rows": rows,
         "shown": sum(len(row.pairs) for row in rows),
         "tile": max(1, round(pictures.TILE / manifest.side)) * manifest.side if manifest.side < 96 else 96,

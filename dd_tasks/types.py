@@ -36,6 +36,11 @@ class Canvas:
     targets_N: Tensor
     sources: tuple[tuple[str, ...], ...]
 
+    @property
+    def began_as(self) -> str:
+        """What the images were before the first step: `real` or `noise`."""
+        return "real" if any(self.sources) else "noise"
+
     def __len__(self) -> int:
         return len(self.targets_N)
 

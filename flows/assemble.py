@@ -156,7 +156,9 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
     draft = draft_of(run, data, results, settings, name=name, command=command)
     story = story_of(run, begun.images_NCHW, results.panels, settings)
     pictures = {
-        "preview.png": preview(begun.images_NCHW, finished.images_NCHW, finished.targets_N, draft.classes),
+        "preview.png": preview(
+            begun.images_NCHW, finished.images_NCHW, finished.targets_N, draft.classes, began_as=finished.began_as
+        ),
         "story.safetensors": story.to_bytes(),
         "report.html": report.render(draft, finished, story).encode(),
     }

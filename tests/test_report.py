@@ -154,6 +154,18 @@ def test_every_image_is_on_the_page_before_and_after() -> None:
     assert [i["title"] for i in real] == [", ".join(keys) for keys in after.sources]
 
 
+def test_noise_is_not_called_real() -> None:
+    after = replace(canvas(), sources=((),) * 9)
+    html, real = (report.render(manifest(), c, story(c)) for c in (after, canvas()))
+    assert "Above, the noise the run began with" in html and html.count('<span class="kind">noise</span>') == 3
+    assert "Above, the real images the run began with" in real and ">noise<" not in real
+    sheets = [
+        pictures.preview(after.images_NCHW, after.images_NCHW, after.targets_N, ["a"] * 3, began_as=word)
+        for word in ("real", "noise")
+    ]
+    assert sheets[0] != sheets[1]
+
+
 def test_only_what_exploitation_saw_has_a_heat_map() -> None:
     heat = [i for i in page().all("img") if (i["alt"] or "").startswith("where exploitation")]
     assert [i["alt"] for i in heat] == [f"where exploitation looked at {name}" for name in (SCRIPT, "plane")]
