@@ -164,6 +164,11 @@ class Observer:
             logits_NK = self.net(pixels_NCHW)
         return Reading(logits_NK, tuple(heard[layer] for layer in self.layers))
 
+    def readings(
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
+    ) -> Iterator[tuple[Tensor | slice, Reading]]:
+        yield slice(None), self.read(pixels_NCHW, moments=moments)
+
     @torch.no_grad()
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
         """embedding_NE: what the last linear layer takes in."""

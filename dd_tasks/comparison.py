@@ -54,12 +54,20 @@ def compared(
 
 @dataclass(frozen=True)
 class Line:
-    """One method, one student: what the table says of it."""
+    """One method, one student: what the table says of it. `soft` and `hard` are by the labels students were given; a
+    method has one of them at least."""
 
     row: schema.ComparisonRow
-    found: Comparison
-    full: Claim | None
+    soft: Comparison | None
     hard: Comparison | None
+    full: Claim | None
+
+    @property
+    def main(self) -> Comparison:
+        """With the labels the method is meant for."""
+        found = self.soft or self.hard
+        assert found is not None
+        return found
 
     @property
     def lrs(self) -> float | None:
@@ -68,31 +76,31 @@ class Line:
         return label_robust_score(
             full_hard=self.full.mean,
             distilled_hard=self.hard.distilled.mean,
-            distilled=self.found.distilled.mean,
-            random=self.found.random.mean,
+            distilled=self.main.distilled.mean,
+            random=self.main.random.mean,
         )
 
     @property
     def cells(self) -> tuple[str, ...]:
-        lead = f"{100 * self.found.lead:+.2f} {self.found.verdict}"
-        hard = (accuracy(self.hard.distilled), accuracy(self.hard.random)) if self.hard else ("", "")
+        def pair(found: Comparison | None) -> tuple[str, str]:
+            return (accuracy(found.distilled), accuracy(found.random)) if found else ("", "")
+
+        lead = f"{100 * self.main.lead:+.2f} {self.main.verdict}"
         return (
-            f"{self.row.ipc:,}", self.row.preset, self.found.distilled.student, f"{self.row.image_updates:,}",
-            f"{self.row.seconds:,.0f}", accuracy(self.found.distilled), accuracy(self.found.random), lead,
-            accuracy(self.full) if self.full else "", *hard, "" if self.lrs is None else percent(self.lrs),
+            f"{self.row.ipc:,}", self.row.preset, self.main.distilled.student, f"{self.row.image_updates:,}",
+            f"{self.row.seconds:,.0f}", *pair(self.soft), lead, accuracy(self.full) if self.full else "",
+            *pair(self.hard), "" if self.lrs is None else percent(self.lrs),
         )  # fmt: skip
 
 
 def lines(comparison: schema.Comparison) -> Iterator[Line]:
     """Every method and student, in the order of the rows."""
     for row in comparison.rows:
-        pairs = comparisons(row.claims)
+        found = {(pair.distilled.student, pair.distilled.row): pair for pair in comparisons(row.claims)}
         full = {claim.student: claim for claim in row.claims if claim.row == "full"}
-        hard = {pair.distilled.student: pair for pair in pairs if pair.distilled.row == "distilled_hard"}
-        for pair in pairs:
-            student = pair.distilled.student
-            if pair.distilled.row == "distilled":
-                yield Line(row, pair, full.get(student), hard.get(student))
+        for student in dict.fromkeys(student for student, _ in found):
+            soft, hard = (found.get((student, kind)) for kind in ("distilled", "distilled_hard"))
+            yield Line(row, soft, hard, full.get(student))
 
 
 def shown_columns(found: Sequence[Line]) -> list[int]:
@@ -136,8 +144,8 @@ def plot(title: str, cost: str, found: Sequence[Line], costs: Sequence[float]) -
     """The lines of one IPC and student. A cost of zero stands at the left edge of the logarithmic axis."""
     positive = [cost for cost in costs if cost > 0] or [1.0]
     edge = min(positive) / 3
-    claims = [line.found.distilled for line in found]
-    randoms = {line.found.random.mean for line in found}
+    claims = [line.main.distilled for line in found]
+    randoms = {line.main.random.mean for line in found}
     values = [100 * v for c in claims for v in (c.mean - c.std, c.mean + c.std)] + [100 * mean for mean in randoms]
     pad = max(0.05 * (max(values) - min(values)), 0.5)
     x = Axis(edge, 1.5 * max(positive), LEFT, RIGHT, log=True)
@@ -157,7 +165,7 @@ def plots(comparison: schema.Comparison) -> list[Plot]:
     """Accuracy over image-updates and over seconds, for each IPC and student."""
 
     def of(line: Line) -> tuple[int, str]:
-        return line.row.ipc, line.found.distilled.student
+        return line.row.ipc, line.main.distilled.student
 
     drawn = []
     for (ipc, student), group in groupby(sorted(lines(comparison), key=of), key=of):

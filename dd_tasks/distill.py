@@ -1,6 +1,6 @@
 """The one loop: pixels, seen crop by crop, follow what the seated observers say.
 
-Shape letters: N images of a panel, C channels, S side, T steps.
+Shape letters: N images of a panel, V views of them, C channels, S side, T steps.
 """
 
 from collections.abc import Callable
@@ -40,40 +40,51 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
     memory = CropMemory.empty(len(canvas), recipe.schedule.memory, device)
     loss_T, remembered_T = torch.zeros(2, steps, device=device)
     gaze_NSS = torch.zeros(len(canvas), side, side, device=device)
-    updates = 0
+    every_N, updates = torch.arange(len(canvas), device=device), 0
     for tick in studio.track(recipe.schedule.ticks(), what, steps):
         if tick.viewer.may_finish and tick.step % ASK_EVERY == 0 and not memory.occupied_NM.any():
             loss_T, remembered_T = loss_T[: tick.step], remembered_T[: tick.step]
             break
         chosen = tick.viewer.choose(memory, side, studio.rng, tick.progress)
-        views_NCSS = look(scaled_NCSS, chosen.crops) * std_C11 + mean_C11
+        images_V = every_N if chosen.images_V is None else chosen.images_V
+        views_VCSS = look(scaled_NCSS[images_V], chosen.crops) * std_C11 + mean_C11
         if chosen.roll_2 is not None:
-            views_NCSS = rolled(views_NCSS, chosen.roll_2)
-        loss, hardness_N, seats = judge(views_NCSS, targets_N, tick)
+            views_VCSS = rolled(views_VCSS, chosen.roll_2)
+        found = judge(views_VCSS.detach(), targets_N[images_V], tick)
         optimiser.zero_grad()
-        loss.backward()
+        views_VCSS.backward(found.slope_VCSS)
         optimiser.param_groups[0]["lr"] = tick.rate
         optimiser.step()
         with torch.no_grad():
             scaled_NCSS.clamp_(-mean_C11 / std_C11, (1 - mean_C11) / std_C11)
-        memory = tick.viewer.remember(memory, chosen, hardness_N)
-        loss_T[tick.step], remembered_T[tick.step] = loss.detach(), memory.occupied_NM.sum()
-        gaze_NSS += inside(chosen.crops.boxes_N4, side) & (chosen.memory_N >= 0)[:, None, None]
-        updates += len(canvas) * seats
+        memory = tick.viewer.remember(memory, chosen, found.hardness_V)
+        loss_T[tick.step], remembered_T[tick.step] = found.loss, memory.occupied_NM.sum()
+        revisited_VSS = inside(chosen.crops.boxes_N4, side) & (chosen.memory_N >= 0)[:, None, None]
+        gaze_NSS.index_add_(0, images_V, revisited_VSS.float())
+        updates += len(views_VCSS) * found.seats
     pixels_NCSS = (scaled_NCSS.detach() * std_C11 + mean_C11).clamp(0, 1)
     images_NCSS = (pixels_NCSS * 255).round().to(torch.uint8).cpu()
     finished = Canvas(images_NCSS, canvas.targets_N, canvas.sources)
     return Recovered(finished, loss_T.cpu(), remembered_T.cpu(), gaze_NSS.cpu(), updates)
 
 
-Judge = Callable[[Tensor, Tensor, Tick], tuple[Tensor, Tensor, int]]
+@dataclass(frozen=True)
+class Verdict:
+    """What those seated make of the views: loss, its gradient `slope_VCSS`, hardness_V (their weighted cross-entropy,
+    nats), and their number."""
+
+    loss: Tensor
+    slope_VCSS: Tensor
+    hardness_V: Tensor
+    seats: int
+
+
+Judge = Callable[[Tensor, Tensor, Tick], Verdict]
 
 
 def convene(ballots: tuple[Ballot, ...], studio: Studio) -> Judge:
-    """(views_NCSS, targets_N, tick) -> loss, hardness_N (the weighted cross-entropy of those seated), their number.
-
-    The terms of one ballot share each seated observer's forward pass.
-    """
+    """(views_VCSS, targets_V, tick) -> Verdict. The terms of one ballot share the forward passes of those seated; each
+    reading's graph is gone before the next one."""
     convened = [
         (
             ballot.voters.convene(studio),
@@ -83,16 +94,21 @@ def convene(ballots: tuple[Ballot, ...], studio: Studio) -> Judge:
         for ballot in ballots
     ]
 
-    def judge(views_NCSS: Tensor, targets_N: Tensor, tick: Tick) -> tuple[Tensor, Tensor, int]:
-        loss, hardness_N, seated = views_NCSS.new_zeros(()), views_NCSS.new_zeros(len(views_NCSS)), 0
+    def judge(views_VCSS: Tensor, targets_V: Tensor, tick: Tick) -> Verdict:
+        leaf_VCSS = views_VCSS.detach().requires_grad_()
+        loss, hardness_V, seats = views_VCSS.new_zeros(()), views_VCSS.new_zeros(len(views_VCSS)), 0
+        slope_VCSS = torch.zeros_like(views_VCSS)
         for seating, terms, moments in convened:
             for observer, weight in seating(tick.step):
-                reading = observer.read(views_NCSS, moments=moments)
-                loss = loss + weight * sum(term(observer, reading, targets_N) for term in terms)
-                with torch.no_grad():
-                    own_N = F.cross_entropy(reading.logits_NK, targets_N, reduction="none")
-                    hardness_N = hardness_N + weight * own_N
-                seated += 1
-        return loss, hardness_N, seated
+                for rows, reading in observer.readings(leaf_VCSS, targets_V, moments=moments):
+                    part = weight * torch.stack([term(observer, reading, targets_V[rows]) for term in terms]).sum()
+                    (slope,) = torch.autograd.grad(part, leaf_VCSS)
+                    with torch.no_grad():
+                        own_V = F.cross_entropy(reading.logits_NK, targets_V[rows], reduction="none")
+                        hardness_V[rows] += weight * own_V
+                    slope_VCSS += slope
+                    loss = loss + part.detach()
+                seats += 1
+        return Verdict(loss, slope_VCSS, hardness_V, seats)
 
     return judge

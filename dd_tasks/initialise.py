@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dd_tasks.clusters import nearest_to_centres
 from dd_tasks.errors import InputError
 from dd_tasks.ranges import Positive
 from dd_tasks.shards import Candidates, decode
@@ -109,7 +109,7 @@ class Collage:
             taken = ranked(hardness_P, self.least(ipc), self.difficulty)
             images.append(tiled(patches_PCTT[taken], self.factor))
             keys = [candidates.keys[rows[i]] for i in taken.tolist()]
-            sources.append([tuple(keys[i : i + self.factor**2]) for i in range(0, len(keys), self.factor**2)])
+            sources.append(grouped(keys, self.factor**2))
         return _interleaved(images, sources)
 
     def _easiest(self, images_PCSS: Tensor, label: int, judges: Judges, studio: Studio) -> tuple[Tensor, Tensor]:
@@ -145,24 +145,27 @@ def _hardness(windows_NCTT: Tensor, side: int, label: int, judges: Judges, studi
 @dataclass(frozen=True)
 class Representatives:
     """Of `candidates` random real images of a class, the one nearest each of `ipc` k-means centres of the committee's
-    embeddings, largest cluster first (DREAM+, section 7 of the methods)."""
+    embeddings, largest cluster first (DREAM+, section 7 of the methods). With a `factor` above 1, factor x factor times
+    as many, each made smaller to be one of an image's tiles."""
 
     candidates: Positive = 300
+    factor: Positive = 1
     flip: bool = False
     needs_observers = True
 
     def least(self, ipc: int) -> int:
-        return ipc
+        return ipc * self.factor**2
 
     def demand(self, ipc: int) -> int:
-        return max(self.candidates, ipc)
+        return max(self.candidates, self.least(ipc))
 
     def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
         chosen = []
         for rows in studio.track(by_class(candidates), "choose representatives"):
             embedding_NE = _embed([candidates.images[r] for r in rows], side, studio)
-            chosen.append([rows[i] for i in nearest_to_centres(embedding_NE.numpy(), ipc, _seed(studio.rng))])
-        return _canvas(candidates, chosen, side, studio.rng if self.flip else None)
+            taken = nearest_to_centres(embedding_NE.numpy(), self.least(ipc), _seed(studio.rng))
+            chosen.append([rows[i] for i in taken])
+        return _canvas(candidates, chosen, side, studio.rng if self.flip else None, self.factor)
 
 
 def by_class(candidates: Candidates) -> list[list[int]]:
@@ -187,25 +190,17 @@ def tiled(patches_PCTT: Tensor, factor: int) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, factor * size, factor * size)
 
 
+def grouped(keys: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """As many at a time as an image began from."""
+    return [tuple(keys[i : i + size]) for i in range(0, len(keys), size)]
+
+
 def _windows(images_PCSS: Tensor, top_P: Tensor, left_P: Tensor, size: int) -> Tensor:
     """windows_PCTT, each image's own."""
     at = torch.arange(size)
     image = torch.arange(len(images_PCSS))[:, None, None]
     rows_PT1, columns_P1T = (top_P[:, None] + at)[:, :, None], (left_P[:, None] + at)[:, None, :]
     return images_PCSS[image, :, rows_PT1, columns_P1T].permute(0, 3, 1, 2)
-
-
-def nearest_to_centres(embedding_NE: np.ndarray, clusters: int, seed: int) -> list[int]:
-    """k-means; the row nearest each centre, no row twice, largest cluster first."""
-    from sklearn.cluster import KMeans
-
-    fitted = KMeans(clusters, n_init=5, random_state=seed).fit(embedding_NE)
-    distance_NK = fitted.transform(embedding_NE)
-    taken: list[int] = []
-    for cluster in np.argsort(-np.bincount(fitted.labels_, minlength=clusters), kind="stable"):
-        order = np.argsort(distance_NK[:, cluster], kind="stable")
-        taken.append(int(next(row for row in order if row not in taken)))
-    return taken
 
 
 def _embed(images: list[bytes], side: int, studio: Studio) -> Tensor:
@@ -222,10 +217,18 @@ def _seed(rng: torch.Generator) -> int:
     return int(torch.randint(2**31, (), generator=rng, device=rng.device))
 
 
-def _canvas(candidates: Candidates, rows: list[list[int]], side: int, rng: torch.Generator | None) -> Canvas:
-    """Whole images; half of them flipped where there is a generator."""
-    images = [torch.stack([decode(candidates.images[r], side) for r in of_class]) for of_class in rows]
-    canvas = _interleaved(images, [[(candidates.keys[r],) for r in of_class] for of_class in rows])
+def _canvas(
+    candidates: Candidates, rows: list[list[int]], side: int, rng: torch.Generator | None, factor: int = 1
+) -> Canvas:
+    """Whole images, factor x factor of them in each of the canvas; half of those flipped where there is a generator."""
+    if side % factor:
+        raise InputError(f"images of side {side} cannot be laid out in {factor} x {factor} tiles")
+    images, sources = [], []
+    for of_class in rows:
+        tiles_PCTT = torch.stack([decode(candidates.images[r], side // factor) for r in of_class])
+        images.append(tiled(tiles_PCTT, factor))
+        sources.append(grouped([candidates.keys[r] for r in of_class], factor**2))
+    canvas = _interleaved(images, sources)
     if rng is None:
         return canvas
     flips_N = torch.rand(len(canvas), generator=rng, device=rng.device).cpu() < 0.5

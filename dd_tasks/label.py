@@ -7,39 +7,96 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dd_tasks.augment import random_crops, random_mix_boxes, show
+from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
 from dd_tasks.ranges import Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
 
+NEVER = -30.0  # logit of a class that a view does not show
+
 
 class Labeller(Protocol):
+    hard: bool  # whether the labels say no more than the classes do
+
     @property
     def epochs(self) -> int: ...
 
     def label(self, canvas: Canvas, studio: Studio) -> Views: ...
 
+    def of_whole_images(self) -> "Labeller":
+        """The same for images that are not made of tiles."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """`epochs` random views of every image: a crop, a flip, and where `mix` a CutMix partner. With `tiles` above 1 each
+    view lies within one of the image's tiles x tiles tiles."""
+
+    epochs: Count = 300
+    scale: Scale = (0.5, 1.0)
+    flip: bool = True
+    mix: bool = True
+    tiles: Positive = 1
+
+    def of_whole_images(self) -> Self:
+        return replace(self, tiles=1)
+
+    def draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
+        """One view of every image in random order; a partner is the next in that order."""
+        order_V = torch.randperm(n, generator=rng, device=rng.device)
+        crops = random_crops(n, side // self.tiles, self.scale, rng, flip=self.flip)
+        if self.tiles > 1:
+            corners_V2 = torch.randint(0, self.tiles, (n, 2), generator=rng, device=rng.device) * (side // self.tiles)
+            crops = Crops(crops.boxes_N4 + F.pad(corners_V2, (0, 2)), crops.flips_N)
+        boxes_V4 = random_mix_boxes(n, side, rng)
+        boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
+        epochs_V = torch.full((n,), epoch, dtype=torch.int32)
+        return Views(
+            epochs_V, order_V.int(), crops, order_V.roll(1).int(),
+            Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)), boxes_V4.short(), torch.zeros(n, 0),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
-class Relabel:
-    """The voters' weighted logits of `epochs` views of every image: a crop, a flip, and where `mix` a CutMix partner.
+class OneHot(Drawn):
+    """The classes themselves, of mixed views by the areas they fill: logits whose softmax is that."""
+
+    hard = True
+
+    def label(self, canvas: Canvas, studio: Studio) -> Views:
+        n, side = len(canvas), canvas.images_NCHW.shape[-1]
+        every = [self.draw(epoch, n, side, studio.rng) for epoch in range(self.epochs)]
+        if not every:
+            return no_views(studio.classes)
+        views = _joined(every)
+        own_V1 = own_share(views.mix_boxes_V4, side)[:, None]
+        first_VK, second_VK = (
+            F.one_hot(canvas.targets_N[images_V.long()], studio.classes)
+            for images_V in (views.images_V, views.partners_V)
+        )
+        shares_VK = own_V1 * first_VK + (1 - own_V1) * second_VK
+        return replace(views, logits_VK=shares_VK.log().clamp_min(NEVER).half())
+
+
+@dataclass(frozen=True)
+class Relabel(Drawn):
+    """The voters' weighted logits of the views.
 
     `batch_statistics=b` lets BatchNorm normalise by sub-batches of b views (CV-DD's batch-specific soft labels, methods
     section 6) instead of by running statistics.
     """
 
     voters: Voters = Everyone()
-    epochs: Count = 300
-    scale: Scale = (0.5, 1.0)
-    flip: bool = True
-    mix: bool = True
     batch_statistics: Several | None = None
     batch: Positive = 500
+    hard = False
 
     def label(self, canvas: Canvas, studio: Studio) -> Views:
         pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
@@ -52,7 +109,7 @@ class Relabel:
 
     @torch.no_grad()
     def _epoch(self, epoch: int, pixels_NCSS: Tensor, judges: Judges, studio: Studio) -> Views:
-        views = self._draw(epoch, len(pixels_NCSS), pixels_NCSS.shape[-1], studio.rng)
+        views = self.draw(epoch, len(pixels_NCSS), pixels_NCSS.shape[-1], studio.rng)
         size = self.batch_statistics or self.batch
         with _by_batch([judge for judge, _ in judges] if self.batch_statistics else []):
             logits = [
@@ -60,18 +117,6 @@ class Relabel:
                 for pixels_BCSS in (show(pixels_NCSS, views, part) for part in _parts(len(views), size))
             ]
         return replace(views, logits_VK=torch.cat(logits).half())
-
-    def _draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
-        """One view of every image in random order; a partner is the next in that order."""
-        order_V = torch.randperm(n, generator=rng, device=rng.device)
-        crops = random_crops(n, side, self.scale, rng, flip=self.flip)
-        boxes_V4 = random_mix_boxes(n, side, rng)
-        boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
-        epochs_V = torch.full((n,), epoch, dtype=torch.int32)
-        return Views(
-            epochs_V, order_V.int(), crops, order_V.roll(1).int(),
-            Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)), boxes_V4.short(), torch.zeros(n, 0),
-        )  # fmt: skip
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dd_tasks.errors import InputError, unknown
-from dd_tasks.initialise import Collage, Noise, WholeImages
-from dd_tasks.label import Relabel
+from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
+from dd_tasks.label import OneHot, Relabel
+from dd_tasks.learners import Learners
 from dd_tasks.recipe import Ballot, Recipe
-from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, SharedCrop
-from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
+from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
 from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 
 SMALL_SIDE = 64  # up to here the papers have settings of their own
@@ -29,7 +30,7 @@ def sre2l(*, side: int) -> Recipe:
         initialiser=Noise(),
         ballots=(Ballot(One(), (CrossEntropy(), BatchNormMatching(0.01))),),
         schedule=Schedule((Phase(1000, _shared_crop(side)),), Adam(rate=0.25 if side <= SMALL_SIDE else 0.1)),
-        labeller=Relabel(One(), scale=(0.08, 1.0)),
+        labeller=Relabel(voters=One(), scale=(0.08, 1.0)),
     )
 
 
@@ -64,7 +65,7 @@ def rded(*, side: int) -> Recipe:
         initialiser=Collage(factor=1 if side <= SMALL_SIDE else 2),
         ballots=(),
         schedule=Schedule(),
-        labeller=Relabel(One()),
+        labeller=Relabel(voters=One()),
     )
 
 
@@ -137,8 +138,24 @@ def e2d(*, side: int) -> Recipe:
     )
 
 
+def dream_plus(*, side: int) -> Recipe:
+    """DREAM+: tiles that leave the same features and gradients in networks in training as representative real images.
+
+    Paper: representative, bidirectional matching (methods section 7). 2 x 2 tiles an image, begun from k-means
+    representatives; networks drawn anew every 100 steps; SGD with momentum .5 on the pixels; class labels.
+    Departs: representatives by the committee's embeddings; a student sees the views of every labeller here (crop, flip,
+    CutMix), not DSA's.
+    """
+    return Recipe(
+        initialiser=Representatives(candidates=1000, factor=2),
+        ballots=(Ballot(Learners(), (FeatureMean(), GradientMatching())),),
+        schedule=Schedule((Phase(1000, Tiles(2)),), Sgd(rate=0.1, momentum=0.5), constant=True),
+        labeller=OneHot(tiles=2),
+    )
+
+
 PRESETS: Mapping[str, Callable[..., Recipe]] = {
-    method.__name__: method for method in (sre2l, sre2l_pp, cda, rded, edc, e2d, cv_dd)
+    method.__name__: method for method in (sre2l, sre2l_pp, cda, rded, edc, e2d, cv_dd, dream_plus)
 }
 
 

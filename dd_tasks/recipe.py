@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from dd_tasks import initialise, label, schedule, terms, voters
+from dd_tasks import initialise, label, learners, schedule, terms, voters
 from dd_tasks.errors import InputError, unknown
 
 
@@ -38,9 +38,15 @@ PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotate
         initialise.Collage,
         initialise.Representatives,
     ),
-    voters.Voters: (voters.One, voters.Everyone, voters.RoundRobin, voters.Lottery),
-    terms.Term: (terms.CrossEntropy, terms.BatchNormMatching, terms.SmoothedStatistics),
-    label.Labeller: (label.Relabel,),
+    voters.Voters: (voters.One, voters.Everyone, voters.RoundRobin, voters.Lottery, learners.Learners),
+    terms.Term: (
+        terms.CrossEntropy,
+        terms.BatchNormMatching,
+        terms.SmoothedStatistics,
+        terms.FeatureMean,
+        terms.GradientMatching,
+    ),
+    label.Labeller: (label.Relabel, label.OneHot),
 }
 
 
@@ -154,7 +160,12 @@ def without_flips(value: Any) -> Any:
 
 def alone(value: Any) -> Any:
     """The same parts with one observer wherever several may be seated."""
-    return _mapped(value, lambda part: voters.One() if isinstance(part, PARTS[voters.Voters]) else part)
+
+    def single(part: Any) -> Any:
+        own = next(voters_in(part), None)
+        return voters.One() if own is not None and own is part and not own.needs_real else part
+
+    return _mapped(value, single)
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dd_tasks.augment import random_crops
+from dd_tasks.augment import random_crops, tiles
 from dd_tasks.ranges import Amount, Count, Decay, Positive, Scale, Share
 from dd_tasks.types import CropMemory, Crops, Tick
 
@@ -19,11 +19,12 @@ from dd_tasks.types import CropMemory, Crops, Tick
 @dataclass(frozen=True)
 class Chosen:
     """This step's crops; `memory_N` says which remembered crop each is, -1 for a fresh one. Where `roll_2` is set, the
-    views are rolled by so many pixels, down and right."""
+    views are rolled by so many pixels, down and right. Where `images_V` is set, the crops are of these images."""
 
     crops: Crops
     memory_N: Tensor
     roll_2: Tensor | None = None
+    images_V: Tensor | None = None
 
 
 class Viewer(Protocol):
@@ -96,6 +97,22 @@ class SharedCrop:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Every image as its factor x factor tiles, each up-sampled to its full size (IDC's multi-formation, methods
+    section 7)."""
+
+    factor: Positive = 2
+    may_finish = False
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
+        images_V, crops = tiles(len(memory.hardness_NM), side, self.factor, rng.device)
+        return Chosen(crops, torch.full_like(images_V, -1), images_V=images_V)
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        return memory
+
+
+@dataclass(frozen=True)
 class Revisit:
     """Exploitation: an image draws one of its remembered crops with probability softmax(hardness); afterwards the
     crop's hardness is refreshed, or the crop forgotten once it is at most `threshold`. Without any left: a random crop,
@@ -138,18 +155,31 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class Sgd:
+    """Plain gradient descent with momentum; `rate` in units of the data's channel std."""
+
+    rate: Amount = 0.1
+    momentum: Decay = 0.5
+
+    def over(self, pixels_NCHW: Tensor) -> torch.optim.Optimizer:
+        return torch.optim.SGD([pixels_NCHW], self.rate, self.momentum)
+
+
+@dataclass(frozen=True)
 class Phase:
     steps: Count
-    viewer: RandomCrops | SharedCrop | Revisit
+    viewer: RandomCrops | SharedCrop | Revisit | Tiles
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases in order; the rate falls along a cosine over all of them. `memory` crops are kept an image (M)."""
+    """Phases in order; the rate falls along a cosine over all of them, or stays where `constant`. `memory` crops are
+    kept an image (M)."""
 
     phases: tuple[Phase, ...] = ()
-    optimiser: Adam = Adam()
+    optimiser: Adam | Sgd = Adam()
     memory: Positive = 1
+    constant: bool = False
 
     @property
     def steps(self) -> int:
@@ -159,6 +189,6 @@ class Schedule:
         step = 0
         for phase in self.phases:
             for past in range(phase.steps):
-                rate = self.optimiser.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-                yield Tick(step, phase.viewer, rate, past / phase.steps)
+                left = 1.0 if self.constant else 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                yield Tick(step, phase.viewer, self.optimiser.rate * left, past / phase.steps)
                 step += 1

@@ -6,12 +6,13 @@ holds it in the closure that `convene` returns; nothing outlives the panel.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dd_tasks.errors import InputError
 from dd_tasks.ranges import Amount, Decay
 from dd_tasks.statistics import LayerStatistics
 from dd_tasks.types import Moments, Observer, Reading, Studio
@@ -57,6 +58,58 @@ class BatchNormMatching:
             return self.weight * total
 
         return loss
+
+
+@dataclass(frozen=True)
+class FeatureMean:
+    """Distance of the mean penultimate features of a class's views to those of real images of it, under a network in
+    training (DREAM+, methods section 7): squared, or L1 where so told."""
+
+    weight: Amount = 1.0
+    distance: Literal["squared", "l1"] = "squared"
+    needs_moments = False
+
+    def convene(self, studio: Studio) -> Closure:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+            real = _real(reading, self)
+            assert reading.features_NE is not None and real.features_NE is not None
+            gap_E = reading.features_NE.flatten(1).mean(0) - real.features_NE.detach().flatten(1).mean(0)
+            return self.weight * _length(gap_E, self.distance)
+
+        return loss
+
+
+@dataclass(frozen=True)
+class GradientMatching:
+    """Distance of the gradients that a class's views and real images of it leave in a network in training: of their
+    mean cross-entropy, layer by layer, over the weights of convolutions (IDC, DREAM+, methods section 7)."""
+
+    weight: Amount = 1.0
+    distance: Literal["squared", "l1"] = "squared"
+    needs_moments = False
+
+    def convene(self, studio: Studio) -> Closure:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+            real = _real(reading, self)
+            theirs = F.cross_entropy(real.logits_NK, targets_N[:1].expand(len(real.logits_NK)))
+            goal = torch.autograd.grad(theirs, reading.weights, retain_graph=True)
+            ours = F.cross_entropy(reading.logits_NK, targets_N)
+            left = torch.autograd.grad(ours, reading.weights, create_graph=True)
+            return self.weight * sum(
+                (_length(own - aim, self.distance) for own, aim in zip(left, goal, strict=True)), ours.new_zeros(())
+            )
+
+        return loss
+
+
+def _real(reading: Reading, term: Term) -> Reading:
+    if reading.real is None:
+        raise InputError(f"{type(term).__name__} compares with real images: it needs voters in training (Learners)")
+    return reading.real
+
+
+def _length(gap: Tensor, distance: str) -> Tensor:
+    return gap.square().sum() if distance == "squared" else gap.abs().sum()
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,17 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an observer says of a batch of views; `moments` of its watched layers where asked for."""
+    """What an observer says of a batch of views; `moments` of its watched layers where asked for.
+
+    A network in training also says what the last layer takes in, the weights of its convolutions, and what it makes of
+    as many or more real images of the same class, augmented alike.
+    """
 
     logits_NK: Tensor
     moments: tuple[Moments, ...] = ()
+    features_NE: Tensor | None = None
+    weights: tuple[Tensor, ...] = ()
+    real: "Reading | None" = None
 
 
 class Observer(Protocol):
@@ -131,9 +138,32 @@ class Observer(Protocol):
 
     def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading: ...
 
+    def readings(
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
+    ) -> "Iterator[tuple[Tensor | slice, Reading]]":
+        """What is judged together: rows of the batch, and the reading of these."""
+        ...
+
     def embed(self, pixels_NCHW: Tensor) -> Tensor: ...
 
     def batch_statistics(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A pool of real images on the device: uint8 `images_PCSS`, int64 `targets_P`."""
+
+    images_PCSS: Tensor
+    targets_P: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets_P)
+
+    def rows_of(self, label: int) -> Tensor:
+        return (self.targets_P == label).nonzero()[:, 0]
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        return self.images_PCSS[rows].float() / 255
 
 
 @dataclass(frozen=True)
@@ -159,3 +189,4 @@ class Studio:
     rng: torch.Generator
     device: torch.device
     track: Track = untracked
+    real: RealImages | None = None

@@ -15,6 +15,8 @@ Seating = Callable[[int], Judges]  # step -> who judges then
 
 
 class Voters(Protocol):
+    needs_real: bool  # whether it asks for real images beside the distilled ones
+
     @property
     def needs_priors(self) -> bool:
         """Whether weights come from the observers' priors, which are then measured first."""
@@ -35,6 +37,7 @@ class One:
 
     seat: Count = 0
     needs_priors = False
+    needs_real = False
 
     def at_once(self, committee: int) -> int:
         if self.seat >= committee:
@@ -52,6 +55,7 @@ class Everyone:
     (CV-DD's labels: 10, methods section 6)."""
 
     temperature: Temperature | None = None
+    needs_real = False
 
     @property
     def needs_priors(self) -> bool:
@@ -70,6 +74,7 @@ class RoundRobin:
     """One observer a step, in turn (G-VBSM, EDC, E2D)."""
 
     needs_priors = False
+    needs_real = False
 
     def at_once(self, committee: int) -> int:
         return 1
@@ -85,6 +90,7 @@ class Lottery:
 
     drawn: Positive = 2
     temperature: Temperature | None = 5.0
+    needs_real = False
 
     @property
     def needs_priors(self) -> bool:

@@ -42,10 +42,11 @@ class Run:
 
     @property
     def rows(self) -> Iterator[StudentRecipe]:
-        """Each student on soft labels and, where asked for, on hard ones."""
+        """Each student on soft labels and, where asked for or where there are no others, on hard ones."""
         for student in self.students:
-            yield student
-            if self.spec.hard_rows:
+            if not self.recipe.labeller.hard:
+                yield student
+            if self.spec.hard_rows or self.recipe.labeller.hard:
                 yield replace(student, hard=True)
 
     def row(self, data: str, student: StudentRecipe) -> Row:

@@ -49,7 +49,7 @@ def measure_priors(run: Run, seats: tuple[Seat, ...], data: Data, settings: Sett
     for seat in seats:
         one, what = (seat,), f"images of {seat.recipe.name} alone"
         first = choose_images(recipe.initialiser, candidates, one, spec.ipc, data, seeds["choose"], settings)
-        _, canvas = recover(recipe, first, panels, one, data, settings)
+        _, canvas = recover(recipe, first, panels, one, data, spec.seed, settings)
         labels = relabel(recipe.labeller, canvas, one, data, seeds["labels"], settings, what)
         score = train_student(run.students[0], canvas, labels, data, spec.seed, settings, what)
         measured.append(replace(seat, prior=score))

@@ -47,7 +47,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     # Recover: chosen real images are optimised, panel by panel, through exploration and exploitation.
     first = choose_images(begin, candidates, seats, spec.ipc, data, seed_of(spec.seed, "choose"), settings)
     panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
-    finished, canvas = recover(recipe, first, panels, seats, data, settings)
+    finished, canvas = recover(recipe, first, panels, seats, data, spec.seed, settings)
 
     # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed.
     labels = relabel(recipe.labeller, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
@@ -56,7 +56,8 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
         for lot, s in zip(lots, draws, strict=True)
     ]
     random_labels = [
-        relabel(recipe.labeller, r, seats, data, s, settings, "random") for r, s in zip(random, draws, strict=True)
+        relabel(recipe.labeller.of_whole_images(), r, seats, data, s, settings, "random")
+        for r, s in zip(random, draws, strict=True)
     ]
 
     # Train students: every row under the same recipe, last epoch, one student a seed.

@@ -19,6 +19,7 @@ from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Initialiser
 from dd_tasks.label import Labeller
+from dd_tasks.learners import Learners
 from dd_tasks.recipe import Recipe, identity
 from dd_tasks.shards import Quarantine
 from dd_tasks.statistics import to_tensors
@@ -135,7 +136,7 @@ def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Setting
 
 
 @stage("draw candidates (seed {seed})")
-def draw_candidates(initialiser: Initialiser, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
+def draw_candidates(initialiser: Initialiser | Learners, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
     """Real images a class, in one pass over the training part; fewer than the initialiser would like where a class has
     fewer, never fewer than it needs."""
     wanted, least = initialiser.demand(ipc), initialiser.least(ipc)
@@ -180,17 +181,18 @@ def choose_images(
 
 @stage("recover panel {panel.index}")
 def recover_panel(
-    recipe: Recipe, first: Ref, panel: Panel, seats: tuple[Seat, ...], data: Data, settings: Settings
-) -> Ref:
+    recipe: Recipe, first: Ref, panel: Panel, seats: tuple[Seat, ...], data: Data, settings: Settings,
+    real: Ref | None = None,
+) -> Ref:  # fmt: skip
     """One panel through the schedule. The labeller has no part in its identity."""
-    judged = {"ballots": recipe.ballots, "schedule": recipe.schedule}
+    judged = {"ballots": recipe.ballots, "schedule": recipe.schedule, "real": real and real.digest}
     by = [[*seat.vote, seat.statistics.digest] for seat in seats]
     place = [panel.start, panel.stop, panel.seed]
-    ref = Ref("panel", identity("recover", 1, **judged, first=first.digest, seats=by, panel=place))
+    ref = Ref("panel", identity("recover", 2, **judged, first=first.digest, seats=by, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings)[panel.start : panel.stop]
-        studio = studio_of(seats, data, panel.seed, settings)
+        studio = studio_of(seats, data, panel.seed, settings, real)
         made = distill(recipe, canvas, studio, f"recover panel {panel.index}")
         facts, tensors = put_canvas(made.canvas)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}

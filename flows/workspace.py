@@ -19,10 +19,10 @@ from dd_tasks.committee import Member, Observer
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
-from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source
+from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source, decode
 from dd_tasks.statistics import from_tensors
 from dd_tasks.store import Ref, Store
-from dd_tasks.types import Canvas, Crops, Studio, Views
+from dd_tasks.types import Canvas, Crops, RealImages, Studio, Views
 from flows import console
 from flows.settings import Settings
 
@@ -151,12 +151,19 @@ def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> t
     return tuple(observers)
 
 
-def studio_of(seats: tuple[Seat, ...], data: Data, seed: int, settings: Settings) -> Studio:
+def studio_of(seats: tuple[Seat, ...], data: Data, seed: int, settings: Settings, real: Ref | None = None) -> Studio:
     shape, device = data.shape, device_of(settings)
     rng = torch.Generator(device).manual_seed(seed)
-    return Studio(
-        observers_of(seats, shape, settings), shape.classes, shape.mean, shape.std, rng, device, console.track
-    )
+    observers, pool = observers_of(seats, shape, settings), pool_of(real, data.side, settings) if real else None
+    return Studio(observers, shape.classes, shape.mean, shape.std, rng, device, console.track, pool)
+
+
+@lru_cache(maxsize=1)
+def pool_of(real: Ref, side: int, settings: Settings) -> RealImages:
+    """Real images at hand, decoded, on the device."""
+    found, device = get_candidates(real, settings), device_of(settings)
+    images_PCSS = torch.stack([decode(image, side) for image in found.images])
+    return RealImages(images_PCSS.to(device), torch.tensor(found.labels, device=device))
 
 
 def seed_of(seed: int, *what: object) -> int:

@@ -143,6 +143,68 @@ def test_rolled_is_torchs_roll(roll):
     assert torch.equal(augment.rolled(pixels_NCHW, torch.tensor(roll)), pixels_NCHW.roll(roll, (2, 3)))
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_tiles_are_the_parts_of_an_image_row_by_row_up_sampled(factor):
+    pixels_NCHW, size = tiny.pixels(3), 16 // factor
+    images_V, crops = augment.tiles(3, 16, factor)
+    found = augment.look(pixels_NCHW[images_V], crops)
+    at = [(n, y, x) for n in range(3) for y in range(0, 16, size) for x in range(0, 16, size)]
+    parts = torch.stack([pixels_NCHW[n, :, y : y + size, x : x + size] for n, y, x in at])
+    expected = torch.nn.functional.interpolate(parts, 16, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert images_V.tolist() == [n for n, _, _ in at]
+
+
+MIDDLE = [0.5] * 5  # no brightness, saturation times 1, contrast times 1, no shift
+
+
+def siamese(pixels_NCHW, *draw):
+    return augment.siamese(pixels_NCHW, torch.tensor([*draw, 0.0]), tiny.MEAN, tiny.STD)
+
+
+def test_one_draw_treats_every_image_alike():
+    pixels_NCHW, draw = tiny.pixels(6), torch.rand(7, generator=tiny.generator(3)).tolist()
+    together = siamese(pixels_NCHW, *draw)
+    assert all(
+        torch.allclose(siamese(one[None], *draw)[0], row, atol=1e-6)
+        for one, row in zip(pixels_NCHW, together, strict=True)
+    )
+    assert not torch.allclose(together, siamese(pixels_NCHW, *torch.rand(7).tolist()))
+
+
+def test_the_middle_draw_only_cuts_a_square_of_half_the_side_out():
+    pixels_NCHW = tiny.pixels(2)
+    cut = siamese(pixels_NCHW, *MIDDLE, 0.5, 0.5)
+    mean = torch.tensor(tiny.MEAN).view(3, 1, 1)
+    expected = pixels_NCHW.clone()
+    expected[:, :, 4:12, 4:12] = mean
+    torch.testing.assert_close(cut, expected)
+
+
+def test_a_corner_of_a_draw_shifts_by_an_eighth_and_fills_with_the_mean():
+    pixels_NCHW = tiny.pixels(2)
+    moved = siamese(pixels_NCHW, 0.5, 0.5, 0.5, 0.0, 0.999, 0.0, 0.0)
+    torch.testing.assert_close(moved[:, :, 4:, :14], torch.nn.functional.pad(pixels_NCHW, (0, 0, 0, 0))[:, :, 2:14, 2:])
+    torch.testing.assert_close(moved[:, :, :2, 4:], torch.tensor(tiny.MEAN).view(1, 3, 1, 1).expand(2, 3, 2, 12))
+
+
+def test_brightness_saturation_and_contrast_are_those_of_dsa_in_units_of_the_std():
+    pixels_NCHW = tiny.pixels(2)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (tiny.MEAN, tiny.STD))
+    scaled = (pixels_NCHW - mean) / std
+    grey = scaled.mean(1, keepdim=True)
+    level = scaled.mean((1, 2, 3), keepdim=True)
+    outside = torch.ones(16, 16, dtype=torch.bool)
+    outside[4:12, 4:12] = False
+    for draw, expected in (
+        ((0.75, 0.5, 0.5), scaled + 0.25),
+        ((0.5, 0.25, 0.5), (scaled - grey) * 0.5 + grey),
+        ((0.5, 0.5, 0.25), (scaled - level) * 0.75 + level),
+    ):
+        found = siamese(pixels_NCHW, *draw, 0.5, 0.5, 0.5, 0.5)
+        torch.testing.assert_close(found[:, :, outside], (expected * std + mean)[:, :, outside], rtol=1e-4, atol=1e-5)
+
+
 def test_own_share_is_the_area_outside_the_mix_box():
     boxes_N4 = torch.tensor(MIXES, dtype=torch.int16)
     outside_N = (~augment.inside(boxes_N4, 16)).double().mean((1, 2))

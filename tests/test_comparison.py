@@ -61,6 +61,18 @@ def test_label_robustness_needs_hard_rows_and_is_its_formula():
     assert list(lines(three()))[1].lrs is None
 
 
+def test_a_method_with_class_labels_alone_leads_by_those():
+    hard = [sample.claim("distilled_hard", [0.5, 0.52]), sample.claim("random_hard", [0.2, 0.22])]
+    manifest = made("dream_plus", 900, [0.1]).model_copy(update={"claims": hard})
+    found = compared([made("e2d", 1500, [0.5, 0.52], hard=True), manifest], ["a", "b"], None, "")
+    _, line = lines(found)
+    assert (line.soft, line.lrs) == (None, None) and line.main.lead == pytest.approx(0.3)
+    assert markdown(found).splitlines()[3] == (
+        "| 2 | dream\\_plus | resnet\\_18 | 900 | 10 |  |  | +30.00 ahead |  | 51.00 ± 1.41 | 21.00 ± 1.41 |  |"
+    )
+    assert plots(found)[0].random is None and "dream_plus" in render(found)
+
+
 @pytest.mark.parametrize("weight", [0.5, 0.25])
 def test_scores_run_from_worst_to_best(weight):
     def lrs(full: float, hard: float, soft: float, random: float) -> float:

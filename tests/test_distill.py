@@ -196,10 +196,10 @@ def test_hardness_is_the_seated_observers_weighted_cross_entropy_image_by_image(
         (RoundRobin(), 3, own[1]),
     ):
         judge = convene((Ballot(voters, (CrossEntropy(3.0),)),), tiny.studio(*observers))
-        loss, hardness_N, seats = judge(pixels_NCHW, targets_N, Tick(step, Whole(), 0.1))
-        torch.testing.assert_close(hardness_N, expected_N)
-        torch.testing.assert_close(loss, 3 * expected_N.mean())
-        assert seats == (2 if isinstance(voters, Everyone) else 1)
+        found = judge(pixels_NCHW, targets_N, Tick(step, Whole(), 0.1))
+        torch.testing.assert_close(found.hardness_V, expected_N)
+        torch.testing.assert_close(found.loss, 3 * expected_N.mean())
+        assert found.seats == (2 if isinstance(voters, Everyone) else 1)
 
 
 def test_rolled_views_are_what_the_committee_judges():
@@ -220,7 +220,8 @@ def test_ballots_add_up_and_only_those_that_need_moments_ask_for_them():
     pixels_NCHW, targets_N, tick = tiny.pixels(5), tiny.labels(5), Tick(0, Whole(), 0.1)
     ballots = Ballot(RoundRobin(), (CrossEntropy(),)), Ballot(Everyone(), (CrossEntropy(0.5), SmoothedStatistics()))
     watched = [tiny.Watched(o) for o in tiny.committee()]
-    loss, _, seats = convene(ballots, tiny.studio(*watched))(pixels_NCHW, targets_N, tick)
-    apart = [convene((b,), tiny.studio(*tiny.committee()))(pixels_NCHW, targets_N, tick)[0] for b in ballots]
-    torch.testing.assert_close(loss, sum(apart))
-    assert seats == 3 and [o.moments for o in watched] == [[False, True], [True]]
+    found = convene(ballots, tiny.studio(*watched))(pixels_NCHW, targets_N, tick)
+    apart = [convene((b,), tiny.studio(*tiny.committee()))(pixels_NCHW, targets_N, tick) for b in ballots]
+    torch.testing.assert_close(found.loss, sum(one.loss for one in apart))
+    torch.testing.assert_close(found.slope_VCSS, sum(one.slope_VCSS for one in apart))
+    assert found.seats == 3 and [o.moments for o in watched] == [[False, True], [True]]

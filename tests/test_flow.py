@@ -141,6 +141,27 @@ def test_methods_are_compared_under_the_same_labels_and_random_rows(
     }  # fmt: skip
 
 
+def test_images_that_follow_networks_in_training_are_scored_by_their_classes(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
+) -> None:
+    small = {"architecture": "convnet2_w8", "epochs": "0", "samples": "128", "batch": "8", "among": "20", "pool": "60"}
+    changed = {"preset": "dream_plus", "seeds": 1, "full_epochs": 0}
+    changed["set"] = {f"ballots.0.voters.{name}": text for name, text in small.items()} | {
+        "observers.epochs": "1", "initialiser.candidates": "20", "schedule.phases.0.steps": "3", "labeller.epochs": "3",
+    }  # fmt: skip
+    manifest = distil(quick, tmp_path / "d", first[1], **changed)
+    assert validate(tmp_path / "d") == []
+    assert [claim.row for claim in manifest.claims] == ["distilled_hard", "random_hard"]
+    assert manifest.cost.image_updates == 3 * 20 * 4
+    from dd_tasks import artifact
+
+    loaded = artifact.read(tmp_path / "d")
+    assert {len(keys) for keys in loaded.canvas.sources} == {4}
+    assert (loaded.views.crops.boxes_N4[:, 2:] <= 8).all()
+    again = distil(quick, tmp_path / "again", first[1], **changed)
+    assert parquet(again) == parquet(manifest)
+
+
 def test_noise_needs_no_real_images_and_is_published_without_sources(
     first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
 ) -> None:

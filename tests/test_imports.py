@@ -18,9 +18,23 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
     ("errors", "types", "ranges"),
-    ("augment", "networks", "statistics", "decoding", "feeds", "tars", "hub", "store", "codec", "pictures", "scores"),
+    (
+        "augment",
+        "networks",
+        "statistics",
+        "decoding",
+        "feeds",
+        "tars",
+        "hub",
+        "store",
+        "clusters",
+        "codec",
+        "pictures",
+        "scores",
+    ),
     ("shards", "card", "voters"),
     ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
+    ("learners",),
     ("recipe", "students", "validate", "comparison"),
     ("presets", "distill"),
 )

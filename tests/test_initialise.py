@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from dd_tasks import initialise
+from dd_tasks.clusters import nearest_to_centres
 from dd_tasks.decoding import decode
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
@@ -89,6 +90,7 @@ def test_images_are_brought_to_the_side_asked_for():
         (Representatives(candidates=30), 10, 10, 30),
         (Representatives(candidates=30), 30, 30, 30),
         (Representatives(candidates=30), 31, 31, 31),
+        (Representatives(candidates=30, factor=2), 8, 32, 32),
         (Collage(factor=1, candidates=30), 10, 10, 30),
         (Collage(factor=2, candidates=30), 7, 28, 30),
         (Collage(factor=2, candidates=30), 8, 32, 32),
@@ -104,7 +106,7 @@ def test_the_row_nearest_each_centre_represents_it_largest_cluster_first():
     blobs = [np.array(spot) + rng.normal(size=(n, 2)) for n, spot in zip(sizes, spots, strict=True)]
     embedding_NE = np.concatenate(blobs)
     nearest = [int(((blob - blob.mean(0)) ** 2).sum(1).argmin()) for blob in blobs]
-    assert initialise.nearest_to_centres(embedding_NE, 3, seed=0) == [4 + nearest[1], 13 + nearest[2], nearest[0]]
+    assert nearest_to_centres(embedding_NE, 3, seed=0) == [4 + nearest[1], 13 + nearest[2], nearest[0]]
 
 
 def test_two_centres_with_the_same_nearest_row_get_two_rows(monkeypatch):
@@ -123,17 +125,17 @@ def test_two_centres_with_the_same_nearest_row_get_two_rows(monkeypatch):
             return abs(rows - np.array([[5.1, 4.9]]))
 
     monkeypatch.setattr("sklearn.cluster.KMeans", Found)
-    assert initialise.nearest_to_centres(embedding_NE, 2, seed=0) == [2, 1]
+    assert nearest_to_centres(embedding_NE, 2, seed=0) == [2, 1]
 
 
 def test_images_all_alike_are_still_taken_once_each():
     with pytest.warns(ConvergenceWarning):
-        taken = initialise.nearest_to_centres(np.ones((5, 3)), 4, seed=0)
+        taken = nearest_to_centres(np.ones((5, 3)), 4, seed=0)
     assert len(set(taken)) == 4
 
 
 def test_as_many_clusters_as_rows_takes_every_row_once():
-    assert sorted(initialise.nearest_to_centres(np.arange(6.0)[:, None] ** 2, 6, seed=0)) == list(range(6))
+    assert sorted(nearest_to_centres(np.arange(6.0)[:, None] ** 2, 6, seed=0)) == list(range(6))
 
 
 def test_representatives_stand_for_the_clusters_of_their_class():
@@ -240,3 +242,12 @@ def test_several_judges_of_a_collage_are_weighed():
 def test_a_side_that_patches_do_not_fill_is_refused():
     with pytest.raises(InputError, match="side 16 cannot be laid out in 3 x 3 patches"):
         Collage(factor=3).choose(greys(LEVELS), 1, 16, tiny.studio(Bright(), classes=1))
+
+
+def test_representatives_can_be_tiles():
+    candidates = greys([10, 11, 199, 200, 60, 61, 240, 241])
+    canvas = Representatives(candidates=8, factor=2).choose(candidates, 1, 16, tiny.studio(Grey(), classes=1))
+    corners = [canvas.images_NCHW[0, :, y : y + 8, x : x + 8] for y in (0, 8) for x in (0, 8)]
+    levels = [int(key.split("-")[1]) for key in canvas.sources[0]]
+    assert [set(corner.flatten().tolist()) for corner in corners] == [{level} for level in levels]
+    assert sorted(level // 50 for level in levels) == [0, 1, 3, 4]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dd_tasks import augment
 from dd_tasks.committee import Observer
-from dd_tasks.label import Relabel
+from dd_tasks.label import OneHot, Relabel
 from dd_tasks.types import Crops, Views
 from dd_tasks.voters import Everyone, One
 
@@ -37,12 +37,43 @@ def close(found_VK: Tensor, expected_VK: Tensor) -> None:
 @pytest.mark.parametrize("batch_statistics", [None, 3])
 def test_the_voters_of_the_labeller_weigh_the_committee(batch_statistics):
     observers = tuple(replace(o, prior=p) for o, p in zip(tiny.committee(), (0.5, 0.6), strict=True))
-    labeller = Relabel(Everyone(temperature=10.0), epochs=2, batch_statistics=batch_statistics)
+    labeller = Relabel(voters=Everyone(temperature=10.0), epochs=2, batch_statistics=batch_statistics)
     weighed = labeller.label(tiny.canvas(), tiny.studio(*observers))
     apart = [replace(labeller, voters=One(i)).label(tiny.canvas(), tiny.studio(*observers)) for i in range(2)]
     share = 1 / (1 + math.exp(1.0))
     close(weighed.logits_VK, share * apart[0].logits_VK.float() + (1 - share) * apart[1].logits_VK.float())
     assert not torch.equal(apart[0].logits_VK, apart[1].logits_VK)
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_one_hot_logits_say_the_classes_by_their_areas(mix):
+    canvas = tiny.canvas(7)
+    views = OneHot(epochs=3, mix=mix).label(canvas, tiny.studio())
+    same_draw = Relabel(epochs=3, mix=mix).label(canvas, tiny.studio())
+    assert torch.equal(views.mix_boxes_V4, same_draw.mix_boxes_V4) and torch.equal(views.images_V, same_draw.images_V)
+    for v in range(len(views)):
+        area = int(views.mix_boxes_V4[v, 2]) * int(views.mix_boxes_V4[v, 3]) / tiny.SIDE**2
+        expected = torch.zeros(tiny.CLASSES)
+        expected[canvas.targets_N[views.images_V[v]]] += 1 - area
+        expected[canvas.targets_N[views.partners_V[v]]] += area
+        torch.testing.assert_close(views.logits_VK[v].float().softmax(0), expected, rtol=0, atol=2e-3)
+    assert len(OneHot(epochs=0).label(canvas, tiny.studio())) == 0
+
+
+@pytest.mark.parametrize("labeller", [OneHot(epochs=20, tiles=2), Relabel(epochs=20, tiles=2)])
+def test_views_of_tiles_lie_within_one_and_all_are_seen(labeller):
+    views = labeller.label(tiny.canvas(7), tiny.studio())
+    for crops in (views.crops, views.partner_crops):
+        top, left, height, width = crops.boxes_N4.unbind(1)
+        assert (top // 8 == (top + height - 1) // 8).all() and (left // 8 == (left + width - 1) // 8).all()
+        assert {(y, x) for y, x in zip((top // 8).tolist(), (left // 8).tolist(), strict=True)} == {
+            (0, 0), (0, 1), (1, 0), (1, 1),
+        }  # fmt: skip
+    whole = labeller.of_whole_images()
+    assert (
+        whole == replace(labeller, tiles=1)
+        and whole.label(tiny.canvas(7), tiny.studio()).crops.boxes_N4[:, 2].max() > 8
+    )
 
 
 @pytest.mark.parametrize("mix", [True, False])

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from test_learners import pool
 
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
-from dd_tasks.label import Relabel
-from dd_tasks.presets import PRESETS, cda, cv_dd, e2d, edc, preset, rded, sre2l, sre2l_pp
+from dd_tasks.label import OneHot, Relabel
+from dd_tasks.learners import Learners
+from dd_tasks.presets import PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, sre2l, sre2l_pp
 from dd_tasks.recipe import Ballot, Recipe
-from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, SharedCrop
-from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
+from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
 from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 
 GAP = (CrossEntropy(1.0), BatchNormMatching(0.01, first_layer=10.0))
@@ -24,7 +26,7 @@ GAP = (CrossEntropy(1.0), BatchNormMatching(0.01, first_layer=10.0))
 @pytest.mark.parametrize(("side", "jitter", "rate"), [(32, 4, 0.25), (64, 4, 0.25), (65, 32, 0.1), (224, 32, 0.1)])
 def test_sre2l_is_these_five_parts(side, jitter, rate):
     phase = Phase(1000, SharedCrop(scale=(0.08, 1.0), jitter=jitter))
-    labeller = Relabel(One(), epochs=300, scale=(0.08, 1.0), mix=True, batch_statistics=None)
+    labeller = Relabel(voters=One(), epochs=300, scale=(0.08, 1.0), mix=True, batch_statistics=None)
     schedule = Schedule((phase,), Adam(rate=rate, betas=(0.5, 0.9), eps=1e-8))
     assert sre2l(side=side) == Recipe(Noise(), (Ballot(One(), GAP),), schedule, labeller)
 
@@ -51,7 +53,7 @@ def test_a_milestone_is_a_share(milestone):
 @pytest.mark.parametrize(("side", "factor"), [(32, 1), (64, 1), (65, 2), (224, 2)])
 def test_rded_is_patches_and_labels(side, factor):
     collage = Collage(factor, candidates=300, crops=5, difficulty="easy", judges=One())
-    assert rded(side=side) == Recipe(collage, (), Schedule(), Relabel(One(), scale=(0.5, 1.0)))
+    assert rded(side=side) == Recipe(collage, (), Schedule(), Relabel(voters=One(), scale=(0.5, 1.0)))
 
 
 @pytest.mark.parametrize("side", [32, 224])
@@ -79,7 +81,7 @@ def test_edc_is_these_five_parts(side, weight, steps, begin):
     )
     phase = Phase(steps, RandomCrops(scale=(0.5, 1.0), threshold=None))
     assert recipe.schedule == Schedule((phase,), Adam(rate=0.05, betas=(0.5, 0.9)))
-    assert recipe.labeller == Relabel(Everyone(), epochs=300, scale=(0.5, 1.0), mix=True, batch_statistics=None)
+    assert recipe.labeller == Relabel(voters=Everyone(), epochs=300, scale=(0.5, 1.0), mix=True, batch_statistics=None)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,16 @@ def test_e2d_is_edc_from_whole_images_in_two_phases(side, rate, least):
 def test_e2d_remembers_every_explored_crop():
     schedule = e2d(side=32).schedule
     assert schedule.memory == schedule.phases[0].steps and schedule.steps == 200
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_dream_plus_matches_tiles_with_representative_real_images(side):
+    recipe = dream_plus(side=side)
+    assert recipe.initialiser == Representatives(candidates=1000, factor=2)
+    learners = Learners("convnet3", inner=100, samples=2000, batch=128, choose="representative", interval=10)
+    assert recipe.ballots == (Ballot(learners, (FeatureMean(), GradientMatching())),)
+    assert recipe.schedule == Schedule((Phase(1000, Tiles(2)),), Sgd(rate=0.1, momentum=0.5), constant=True)
+    assert recipe.labeller == OneHot(epochs=300, tiles=2)
 
 
 def test_a_preset_is_found_by_name():
@@ -150,10 +162,14 @@ def test_the_readmes_own_method_is_short_and_distils(tmp_path, monkeypatch):
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """At most so many steps a phase, and two epochs of labels."""
+    """At most so many steps a phase, two epochs of labels, small networks that stay as they are."""
     phases = tuple(replace(phase, steps=min(phase.steps, steps)) for phase in recipe.schedule.phases)
+    small = {"architecture": "convnet2_w8", "samples": 0, "batch": 10, "among": 15}
+    ballots = tuple(
+        replace(b, voters=replace(b.voters, **small) if b.voters.needs_real else b.voters) for b in recipe.ballots
+    )
     schedule = replace(recipe.schedule, phases=phases)
-    return replace(recipe, schedule=schedule, labeller=replace(recipe.labeller, epochs=2))
+    return replace(recipe, ballots=ballots, schedule=schedule, labeller=replace(recipe.labeller, epochs=2))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -163,13 +179,14 @@ def test_every_preset_distils_digits(name):
     recipe, candidates = shortened(preset(name, side=tiny.SIDE), 25), tiny.digit_candidates(20, tiny.CLASSES)
     runs = []
     for seed in (1, 1, 2):
-        studio = tiny.studio(*observers, seed=seed)
+        studio = replace(tiny.studio(*observers, seed=seed), real=pool())
         first = recipe.initialiser.choose(candidates, 2, tiny.SIDE, studio)
         made = distill(recipe, first, studio)
         runs.append((first, made, recipe.labeller.label(made.canvas, studio)))
     (first, made, views), (_, again, views_again), (_, other, views_other) = runs
     seats = sum(ballot.voters.at_once(len(observers)) for ballot in recipe.ballots)
-    assert made.image_updates == len(made.loss_T) * len(first) * seats
+    tiles = 4 if name == "dream_plus" else 1
+    assert made.image_updates == len(made.loss_T) * len(first) * tiles * seats
     assert made.canvas.targets_N.tolist() == [0, 1, 2, 0, 1, 2] and made.canvas.sources == first.sources
     assert views.logits_VK.isfinite().all() and len(views) == 12
     assert torch.equal(made.canvas.images_NCHW, again.canvas.images_NCHW)

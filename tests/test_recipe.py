@@ -218,13 +218,14 @@ INT, FLOAT, PAIR = "expected int (input should be", "expected float (input shoul
         ),
         (
             "labeller.voters", "Nobody",
-            "unknown part in --set labeller.voters 'Nobody' (choices: Everyone, Lottery, One, RoundRobin)",
+            "unknown part in --set labeller.voters 'Nobody' (choices: Everyone, Learners, Lottery, One, RoundRobin)",
         ),
-        ("labeller", "e2d", "unknown part in --set labeller 'e2d' (choices: Relabel)"),
-        ("schedule.optimiser", "SGD", "unknown part in --set schedule.optimiser 'SGD' (choices: Adam)"),
+        ("labeller", "e2d", "unknown part in --set labeller 'e2d' (choices: OneHot, Relabel)"),
+        ("schedule.optimiser", "Lion", "unknown part in --set schedule.optimiser 'Lion' (choices: Adam, Sgd)"),
         (
             "schedule.phases.0.viewer", "CrossEntropy",
-            "unknown part in --set schedule.phases.0.viewer 'CrossEntropy' (choices: RandomCrops, Revisit, SharedCrop)",
+            "unknown part in --set schedule.phases.0.viewer 'CrossEntropy'"
+            " (choices: RandomCrops, Revisit, SharedCrop, Tiles)",
         ),
         (
             "schedule.phases.0", "Phase",

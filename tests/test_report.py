@@ -108,7 +108,7 @@ def manifest(**changes: object) -> Manifest:
 def canvas(classes: int = 3, ipc: int = 3, side: int = 16) -> Canvas:
     rng = torch.Generator().manual_seed(0)
     images_NCHW = torch.randint(0, 256, (classes * ipc, 3, side, side), generator=rng).to(torch.uint8)
-    keys = tuple(f"train-0.tar/{i}" for i in range(classes * ipc))
+    keys = tuple((f"train-0.tar/{i}",) for i in range(classes * ipc))
     return Canvas(images_NCHW, torch.arange(classes).repeat_interleave(ipc), keys)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops
-from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule, SharedCrop
+from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
 from dd_tasks.types import CropMemory, Crops
 
 NONE = -math.inf
@@ -172,6 +172,29 @@ def test_phases_follow_each_other_under_one_cosine():
     assert [tick.progress for tick in ticks] == pytest.approx([0, 1 / 2, 0, 1 / 3, 2 / 3])
     assert [tick.rate for tick in ticks] == pytest.approx([0.2 * (1 + math.cos(math.pi * t / 5)) for t in range(5)])
     assert ticks[0].rate == 0.4 and all(a.rate > b.rate > 0 for a, b in pairwise(ticks))
+
+
+def test_a_constant_rate_stays():
+    schedule = Schedule((Phase(3, Tiles()),), Sgd(rate=0.4), constant=True)
+    assert [tick.rate for tick in schedule.ticks()] == [0.4] * 3
+
+
+def test_tiles_show_every_part_of_every_image_and_remember_nothing():
+    nothing = CropMemory.empty(3, 1, tiny.CPU)
+    now = Tiles(2).choose(nothing, 16, tiny.generator())
+    assert now.images_V.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and now.memory_N.tolist() == [-1] * 12
+    assert now.crops.boxes_N4[:4].tolist() == [[0, 0, 8, 8], [0, 8, 8, 8], [8, 0, 8, 8], [8, 8, 8, 8]]
+    assert Tiles(2).remember(nothing, now, torch.full((12,), 9.0)) is nothing
+
+
+def test_descents_first_steps_have_momentum():
+    pixels_NCHW = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    optimiser = Sgd(rate=0.1, momentum=0.5).over(pixels_NCHW)
+    for _ in range(2):
+        optimiser.zero_grad()
+        pixels_NCHW.sum().backward()
+        optimiser.step()
+    torch.testing.assert_close(pixels_NCHW.detach(), torch.full((1, 3, 2, 2), -0.1 - 0.15))
 
 
 @pytest.mark.parametrize("phases", [(), (Phase(0, RandomCrops()),)])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dd_tasks.committee import Observer
-from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
+from dd_tasks.types import Reading
 
 TARGETS_N = torch.tensor([0, 2, 2, 1])
 
@@ -117,6 +118,51 @@ def test_batchnorm_matching_is_its_formula_and_remembers_nothing(term, architect
             expected = expected + (term.first_layer if i == 0 else 1) * gap
         value = loss(observer, observer.read(views(step), moments=True), TARGETS_N)
         torch.testing.assert_close(value, term.weight * expected, rtol=1e-4, atol=1e-6)
+
+
+def pair(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Reading]:
+    """A network, three views and five real images of class 2, and the reading of the views beside theirs."""
+    net = tiny.observer(seed, "convnet2_w4").net.requires_grad_()
+    own_NCHW, real_MCHW = tiny.pixels(3, 1).requires_grad_(), tiny.pixels(5, 2)
+    weights = tuple(m.weight for m in net.modules() if isinstance(m, nn.Conv2d))
+    body, last = net[:1].append(net[1].features).append(nn.Flatten()), net[1].classifier
+    own_NE, real_ME = body(own_NCHW), body(real_MCHW)
+    real = Reading(last(real_ME), features_NE=real_ME)
+    return net, own_NCHW, real_MCHW, Reading(last(own_NE), features_NE=own_NE, weights=weights, real=real)
+
+
+@pytest.mark.parametrize("distance", ["squared", "l1"])
+def test_feature_mean_is_the_distance_of_the_mean_features(distance):
+    _, own_NCHW, _, reading = pair()
+    value = FeatureMean(0.5, distance).convene(tiny.studio())(tiny.observer(), reading, torch.tensor([2, 2, 2]))
+    own, real = (sum(rows) / len(rows) for rows in (reading.features_NE, reading.real.features_NE))
+    gaps = [(a - b) ** 2 if distance == "squared" else abs(a - b) for a, b in zip(own, real, strict=True)]
+    torch.testing.assert_close(value, 0.5 * sum(gaps))
+    assert torch.autograd.grad(value, own_NCHW)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("distance", ["squared", "l1"])
+def test_gradient_matching_is_the_distance_of_gradients_and_differentiates_twice(distance):
+    net, own_NCHW, real_MCHW, reading = pair()
+    value = GradientMatching(2.0, distance).convene(tiny.studio())(tiny.observer(), reading, torch.tensor([2, 2, 2]))
+
+    def literal(pixels_NCHW: Tensor) -> Tensor:
+        def left(x_NCHW: Tensor) -> tuple[Tensor, ...]:
+            loss = -sum(row.log_softmax(0)[2] for row in net(x_NCHW)) / len(x_NCHW)
+            return torch.autograd.grad(loss, reading.weights, create_graph=True)
+
+        total = torch.zeros(())
+        for own, real in zip(left(pixels_NCHW), left(real_MCHW), strict=True):
+            gap = own - real.detach()
+            total = total + ((gap**2).sum() if distance == "squared" else gap.abs().sum())
+        return 2.0 * total
+
+    torch.testing.assert_close(value, literal(own_NCHW), rtol=1e-4, atol=1e-7)
+    (slope,) = torch.autograd.grad(value, own_NCHW)
+    again_NCHW = own_NCHW.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(literal(again_NCHW), again_NCHW)
+    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-7)
+    assert slope.abs().max() > 0
 
 
 def test_the_average_does_not_start_at_zero():

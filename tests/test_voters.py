@@ -83,8 +83,8 @@ def test_a_missing_prior_is_named_and_a_lone_observer_needs_none(voters):
 
 
 @pytest.mark.parametrize("voters", [One(), Everyone(), RoundRobin(), Lottery(temperature=None)])
-def test_equal_votes_need_no_priors(voters):
-    assert not voters.needs_priors
+def test_equal_votes_need_no_priors_nor_real_images(voters):
+    assert not voters.needs_priors and not voters.needs_real
 
 
 def test_a_seat_beyond_the_committee_is_refused():

@@ -1,0 +1,18 @@
+"""Which rows stand for many: k-means, as DREAM chooses real images (methods section 7)."""
+
+import numpy as np
+
+
+def nearest_to_centres(
+    embedding_NE: np.ndarray, clusters: int, seed: int, *, tries: int = 5, iterations: int = 300
+) -> list[int]:
+    """k-means; the row nearest each centre, no row twice, largest cluster first."""
+    from sklearn.cluster import KMeans
+
+    fitted = KMeans(clusters, n_init=tries, max_iter=iterations, random_state=seed).fit(embedding_NE)
+    distance_NK = fitted.transform(embedding_NE)
+    taken: dict[int, None] = {}
+    for cluster in np.argsort(-np.bincount(fitted.labels_, minlength=clusters), kind="stable"):
+        order = np.argsort(distance_NK[:, cluster], kind="stable")
+        taken[int(next(row for row in order if row not in taken))] = None
+    return list(taken)
