@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dd_tasks import comparison
-from dd_tasks.card import ROWS, accuracy
+from dd_tasks.claims import ROWS, accuracy
 from schemas.comparison import Comparison
 from schemas.manifest import Claim
 

@@ -76,28 +76,32 @@ def tiles(n: int, side: int, factor: int, device: torch.device | None = None) ->
     return images_V, Crops(boxes_T4.repeat(n, 1), torch.zeros(len(images_V), dtype=torch.bool, device=device))
 
 
+SIAMESE_DRAWS = 7
+
+
 def siamese(
-    pixels_NCHW: Tensor, draw_8: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+    pixels_NCHW: Tensor, draw_7: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
-    """Colour, crop and cutout by one draw of uniform numbers for all images, so that two batches can be treated alike
-    (DSA: Zhao & Bilen 2021, its defaults): brightness by up to half a std, saturation times 0..2, contrast times
-    .5..1.5, a shift by up to an eighth of the side, and a square of half the side cut out; gaps show the mean colour.
+    """Colour, crop and cutout by one draw of SIAMESE_DRAWS uniform numbers for all images, so that two batches can be
+    treated alike (DSA: Zhao & Bilen 2021, its defaults): brightness by up to half a std, saturation times 0..2,
+    contrast times .5..1.5, a shift by up to an eighth of the side, and a square of half the side cut out; gaps show the
+    mean colour.
     """
     side, device = pixels_NCHW.shape[-1], pixels_NCHW.device
     mean_C11, std_C11 = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
-    draw_8 = draw_8.to(device)
-    scaled_NCHW = (pixels_NCHW - mean_C11) / std_C11 + (draw_8[0] - 0.5)
+    draw_7 = draw_7.to(device)
+    scaled_NCHW = (pixels_NCHW - mean_C11) / std_C11 + (draw_7[0] - 0.5)
     grey_N1HW = scaled_NCHW.mean(1, keepdim=True)
-    scaled_NCHW = (scaled_NCHW - grey_N1HW) * 2 * draw_8[1] + grey_N1HW
+    scaled_NCHW = (scaled_NCHW - grey_N1HW) * 2 * draw_7[1] + grey_N1HW
     level_N111 = scaled_NCHW.mean((1, 2, 3), keepdim=True)
-    scaled_NCHW = (scaled_NCHW - level_N111) * (0.5 + draw_8[2]) + level_N111
+    scaled_NCHW = (scaled_NCHW - level_N111) * (0.5 + draw_7[2]) + level_N111
     reach = max(side // 8, 1)
     padded = torch.nn.functional.pad(scaled_NCHW, (reach,) * 4)
     at = torch.arange(side, device=device)
-    rows, columns = (at + (draw_8[i] * (2 * reach + 1)).long() for i in (3, 4))
+    rows, columns = (at + (draw_7[i] * (2 * reach + 1)).long() for i in (3, 4))
     moved_NCHW = padded.index_select(2, rows).index_select(3, columns)
     hole = side // 2
-    top, left = ((draw_8[i] * (side + 1)).long() - hole // 2 for i in (5, 6))
+    top, left = ((draw_7[i] * (side + 1)).long() - hole // 2 for i in (5, 6))
     in_rows, in_columns = (at >= top) & (at < top + hole), (at >= left) & (at < left + hole)
     cut_NCHW = moved_NCHW.masked_fill(in_rows[:, None] & in_columns, 0)
     return cut_NCHW * std_C11 + mean_C11

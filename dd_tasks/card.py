@@ -2,31 +2,24 @@
 
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
-from math import hypot
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from dd_tasks.claims import ROWS, Pairing, accuracy, pairings, percent
 from dd_tasks.codec import view_schema
 from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
 from schemas.card import size_category as category
-from schemas.manifest import Claim, Manifest
+from schemas.manifest import Manifest
 from schemas.tables import ImageRow, ViewRow
 
 Table = Literal["images", "soft_labels"]
 SHARDS_SHOWN = 20
 HERE = "path/to/this-folder"  # load_dataset(".") fails: datasets 5.2 finds no name in it
-ROWS = {
-    "distilled": "the distilled images",
-    "distilled_hard": "the distilled images, class labels only",
-    "random": "as many random real images, labelled alike",
-    "random_hard": "as many random real images, class labels only",
-    "full": "all real images",
-}
 
 
 def image_columns(classes: list[str]) -> list[Feature]:
@@ -106,15 +99,6 @@ def escape(text: str) -> str:
     return html.escape(marked, quote=False)
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
-
-
-def accuracy(claim: Claim) -> str:
-    """Mean and spread in %; one seed has no spread."""
-    return percent(claim.mean) + (f" ± {percent(claim.std)}" if len(claim.seeds) > 1 else "")
-
-
 def size(count: int) -> str:
     """A number of bytes, readable."""
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -123,30 +107,17 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-def comparisons(claims: list[Claim]) -> Iterator[str]:
-    """One sentence for each student that was trained on distilled and on random images with the same kind of labels."""
-    found: dict[tuple[str, str, int, str], Claim] = {
-        (claim.row, claim.student, claim.epochs, claim.split): claim for claim in claims
-    }
-    for claim in claims:
-        if claim.row not in ("distilled", "distilled_hard"):
-            continue
-        row = claim.row.replace("distilled", "random")
-        if random := found.get((row, claim.student, claim.epochs, claim.split)):
-            yield _comparison(claim, random)
-
-
-def _comparison(distilled: Claim, random: Claim) -> str:
-    lead, spread = distilled.mean - random.mean, 2 * hypot(distilled.std, random.std)
-    labels = " (class labels only)" if distilled.row == "distilled_hard" else ""
-    start = f"With {escape(distilled.student)}{labels}, this dataset"
-    points, limit = percent(lead), percent(spread)
-    if lead <= 0:
+def _sentence(pair: Pairing) -> str:
+    """Whether the distilled images beat the random ones."""
+    labels = " (class labels only)" if pair.distilled.row == "distilled_hard" else ""
+    start = f"With {escape(pair.distilled.student)}{labels}, this dataset"
+    points, limit = percent(pair.lead), percent(pair.spread)
+    if pair.lead <= 0:
         return f"{start} does **not** beat random real images: the difference is {points} points (2 std: {limit})."
     ahead = f"{start} is {points} points ahead of random real images"
-    if min(len(distilled.seeds), len(random.seeds)) < 2:
+    if pair.single:
         return f"{ahead}, but with one seed that is **not** shown to be more than chance."
-    if lead <= spread:
+    if pair.verdict == "unclear":
         return f"{ahead}, **not** more than 2 std of the difference ({limit}): it does not clearly beat them."
     return f"{start} beats random real images by {points} points, more than 2 std of the difference ({limit})."
 
@@ -192,7 +163,7 @@ def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: st
         "images": rows(manifest)["images"],
         "columns": described,
         "row_names": ROWS,
-        "comparisons": list(comparisons(manifest.claims)),
+        "comparisons": [_sentence(pair) for pair in pairings(manifest.claims)],
         "shards_shown": SHARDS_SHOWN,
         "mean_std": [[float(f"{x:.6g}") for x in triple] for triple in (manifest.mean, manifest.std)],
         "command": " ".join(manifest.command.split()),

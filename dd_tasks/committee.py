@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dd_tasks.augment import shifted
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
-from dd_tasks.networks import Shape, build
+from dd_tasks.networks import Shape, build, with_features
 from dd_tasks.ranges import Amount, Count, Positive, Several
 from dd_tasks.shards import Feed
 from dd_tasks.statistics import LayerStatistics, listening, measure, watched
@@ -172,16 +172,10 @@ class Observer:
     @torch.no_grad()
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
         """embedding_NE: what the last linear layer takes in."""
-        heard: list[Tensor] = []
-        linear = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise InputError(f"observer {self.name} has no linear layer to embed by")
-        handle = linear[-1].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
         try:
-            self.net(pixels_NCHW)
-        finally:
-            handle.remove()
-        return heard[0]
+            return with_features(self.net, pixels_NCHW)[1]
+        except LookupError as error:
+            raise InputError(f"observer {self.name} {error}") from None
 
     @contextmanager
     def batch_statistics(self) -> Iterator[None]:

@@ -4,15 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from dd_tasks.card import accuracy, escape, percent
-from dd_tasks.report import Axis, Comparison, Mark, comparisons, duration, template
+from dd_tasks.axes import Axis, Mark
+from dd_tasks.card import escape
+from dd_tasks.claims import Pairing, accuracy, pairings, percent
+from dd_tasks.report import duration, template
 from dd_tasks.scores import label_robust_score
 from schemas import comparison as schema
 from schemas.manifest import Claim, Manifest
 
 COLUMNS = (
-    "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real", "class labels: "
-    "distilled", "class labels: random", "LRS",
+    "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real",
+    "class labels: distilled", "class labels: random", "LRS",
 )  # fmt: skip
 LEFT_COLUMNS = 3  # the rest are numbers
 WIDTH, HEIGHT = 500, 300
@@ -58,12 +60,12 @@ class Line:
     method has one of them at least."""
 
     row: schema.ComparisonRow
-    soft: Comparison | None
-    hard: Comparison | None
+    soft: Pairing | None
+    hard: Pairing | None
     full: Claim | None
 
     @property
-    def main(self) -> Comparison:
+    def main(self) -> Pairing:
         """With the labels the method is meant for."""
         found = self.soft or self.hard
         assert found is not None
@@ -82,7 +84,7 @@ class Line:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        def pair(found: Comparison | None) -> tuple[str, str]:
+        def pair(found: Pairing | None) -> tuple[str, str]:
             return (accuracy(found.distilled), accuracy(found.random)) if found else ("", "")
 
         lead = f"{100 * self.main.lead:+.2f} {self.main.verdict}"
@@ -96,7 +98,7 @@ class Line:
 def lines(comparison: schema.Comparison) -> Iterator[Line]:
     """Every method and student, in the order of the rows."""
     for row in comparison.rows:
-        found = {(pair.distilled.student, pair.distilled.row): pair for pair in comparisons(row.claims)}
+        found = {(pair.distilled.student, pair.distilled.row): pair for pair in pairings(row.claims)}
         full = {claim.student: claim for claim in row.claims if claim.row == "full"}
         for student in dict.fromkeys(student for student, _ in found):
             soft, hard = (found.get((student, kind)) for kind in ("distilled", "distilled_hard"))

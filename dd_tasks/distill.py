@@ -50,7 +50,7 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         views_VCSS = look(scaled_NCSS[images_V], chosen.crops) * std_C11 + mean_C11
         if chosen.roll_2 is not None:
             views_VCSS = rolled(views_VCSS, chosen.roll_2)
-        found = judge(views_VCSS.detach(), targets_N[images_V], tick)
+        found = judge(views_VCSS, targets_N[images_V], tick)
         optimiser.zero_grad()
         views_VCSS.backward(found.slope_VCSS)
         optimiser.param_groups[0]["lr"] = tick.rate

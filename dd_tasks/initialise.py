@@ -76,19 +76,11 @@ class WholeImages:
 
 
 @dataclass(frozen=True)
-class Collage:
-    """`factor` x `factor` square patches of real images in one (RDED, methods section 3).
+class Chosen:
+    """The committee chooses among `candidates` random real images of a class; factor x factor of them fill an image."""
 
-    Of `candidates` random real images of a class, `crops` windows each of side S / factor; of each image its window
-    with the least cross-entropy by `judges`, who see it in the middle of an image of the data's mean colour. Ranked by
-    that, the easiest, the middle ones or the hardest are laid out, row by row, image by image.
-    """
-
-    factor: Positive = 1
     candidates: Positive = 300
-    crops: Positive = 5
-    difficulty: Literal["easy", "medium", "hard"] = "easy"
-    judges: Voters = One()
+    factor: Positive = 1
     needs_observers = True
 
     def least(self, ipc: int) -> int:
@@ -96,6 +88,20 @@ class Collage:
 
     def demand(self, ipc: int) -> int:
         return max(self.candidates, self.least(ipc))
+
+
+@dataclass(frozen=True)
+class Collage(Chosen):
+    """`factor` x `factor` square patches of real images in one (RDED, methods section 3).
+
+    Of `candidates` random real images of a class, `crops` windows each of side S / factor; of each image its window
+    with the least cross-entropy by `judges`, who see it in the middle of an image of the data's mean colour. Ranked by
+    that, the easiest, the middle ones or the hardest are laid out, row by row, image by image.
+    """
+
+    crops: Positive = 5
+    difficulty: Literal["easy", "medium", "hard"] = "easy"
+    judges: Voters = One()
 
     def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
         if side % self.factor:
@@ -143,27 +149,18 @@ def _hardness(windows_NCTT: Tensor, side: int, label: int, judges: Judges, studi
 
 
 @dataclass(frozen=True)
-class Representatives:
+class Representatives(Chosen):
     """Of `candidates` random real images of a class, the one nearest each of `ipc` k-means centres of the committee's
     embeddings, largest cluster first (DREAM+, section 7 of the methods). With a `factor` above 1, factor x factor times
     as many, each made smaller to be one of an image's tiles."""
 
-    candidates: Positive = 300
-    factor: Positive = 1
     flip: bool = False
-    needs_observers = True
-
-    def least(self, ipc: int) -> int:
-        return ipc * self.factor**2
-
-    def demand(self, ipc: int) -> int:
-        return max(self.candidates, self.least(ipc))
 
     def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
         chosen = []
         for rows in studio.track(by_class(candidates), "choose representatives"):
             embedding_NE = _embed([candidates.images[r] for r in rows], side, studio)
-            taken = nearest_to_centres(embedding_NE.numpy(), self.least(ipc), _seed(studio.rng))
+            taken = nearest_to_centres(embedding_NE.numpy(), self.least(ipc), studio.new_seed())
             chosen.append([rows[i] for i in taken])
         return _canvas(candidates, chosen, side, studio.rng if self.flip else None, self.factor)
 
@@ -211,10 +208,6 @@ def _embed(images: list[bytes], side: int, studio: Studio) -> Tensor:
         features_NE = torch.cat([observer.embed(part) for part in pixels_NCSS.split(AT_ONCE)]).flatten(1)
         parts.append(features_NE / features_NE.norm(dim=1).mean())
     return torch.cat(parts, 1).cpu()
-
-
-def _seed(rng: torch.Generator) -> int:
-    return int(torch.randint(2**31, (), generator=rng, device=rng.device))
 
 
 def _canvas(

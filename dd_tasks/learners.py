@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd_tasks.augment import inside, own_share, random_mix_boxes, siamese
+from dd_tasks.augment import SIAMESE_DRAWS, inside, own_share, random_mix_boxes, siamese
 from dd_tasks.clusters import nearest_to_centres
 from dd_tasks.committee import seeded
-from dd_tasks.networks import Shape, build, builder
+from dd_tasks.networks import Shape, build, builder, with_features
 from dd_tasks.ranges import Amount, Count, Decay, Positive
 from dd_tasks.types import Observer, Reading, RealImages, Studio
 
@@ -56,14 +56,15 @@ class Learners:
         return 1
 
     def convene(self, studio: Studio) -> Callable[[int], tuple[tuple[Observer, float], ...]]:
-        if studio.real is None:
+        real = studio.real
+        if real is None:
             raise ValueError("networks in training need real images")
         learner: list[Learner] = []
 
         def seated(step: int) -> tuple[tuple[Observer, float], ...]:
             if step % self.inner == 0:
-                learner[:] = [Learner(self, studio, studio.real)]  # type: ignore[arg-type]
-                learner[0].train(self.epochs * len(studio.real))  # type: ignore[arg-type]
+                learner[:] = [Learner(self, studio, real)]
+                learner[0].train(self.epochs * len(real))
             else:
                 learner[0].train(self.samples)
             if step % self.inner % self.interval == 0:
@@ -85,24 +86,18 @@ class Learner:
         self.name = recipe.architecture
         side = real.images_PCSS.shape[-1]
         shape = Shape(studio.classes, side, studio.mean, studio.std)
-        seed = int(torch.randint(2**31, (), generator=studio.rng, device=studio.rng.device))
-        net = seeded(lambda: build(recipe.architecture, shape), seed)
+        net = seeded(lambda: build(recipe.architecture, shape), studio.new_seed())
         self.net = net.to(studio.device).to(memory_format=torch.channels_last)
         self.weights = [m.weight for m in self.net.modules() if isinstance(m, nn.Conv2d)]
-        self.last = [m for m in self.net.modules() if isinstance(m, nn.Linear)][-1]
         self.optimiser = torch.optim.SGD(
             self.net.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.weight_decay
         )
+        self.rows_by_class = [real.rows_of(label) for label in range(studio.classes)]
         self.chosen: dict[int, Tensor] = {}
 
     def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading:
-        heard: list[Tensor] = []
-        handle = self.last.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
-        try:
-            logits_NK = self.net(pixels_NCHW)
-        finally:
-            handle.remove()
-        return Reading(logits_NK, features_NE=heard[0])
+        logits_NK, features_NE = with_features(self.net, pixels_NCHW)
+        return Reading(logits_NK, features_NE=features_NE)
 
     def readings(
         self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
@@ -111,7 +106,7 @@ class Learner:
         rng = self.studio.rng
         for label in targets_N.unique().tolist():
             rows_N = (targets_N == label).nonzero()[:, 0]
-            draw = torch.rand(8, generator=rng, device=rng.device)
+            draw = torch.rand(SIAMESE_DRAWS, generator=rng, device=rng.device)
             real_MCSS = self.real.pixels(self._batch(label))
             mean, std = self.studio.mean, self.studio.std
             real = self.read(siamese(real_MCSS, draw, mean, std))
@@ -120,9 +115,7 @@ class Learner:
 
     @torch.no_grad()
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
-        features_NE = self.read(pixels_NCHW).features_NE
-        assert features_NE is not None
-        return features_NE
+        return with_features(self.net, pixels_NCHW)[1]
 
     def batch_statistics(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -131,12 +124,10 @@ class Learner:
         """A representative batch of every class, until the next choice."""
         if self.recipe.choose == "random":
             return
-        rng = self.studio.rng
         for label in range(self.studio.classes):
             rows_P = self._some(label, self.recipe.among)
             embedding_PE = torch.cat([self.embed(self.real.pixels(part)) for part in rows_P.split(500)]).cpu()
-            seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
-            centres = min(self.recipe.batch, len(rows_P))
+            centres, seed = min(self.recipe.batch, len(rows_P)), self.studio.new_seed()
             taken = nearest_to_centres(embedding_PE.flatten(1).numpy(), centres, seed, tries=1, iterations=FEW)
             self.chosen[label] = rows_P[torch.tensor(taken, device=rows_P.device)]
 
@@ -145,7 +136,7 @@ class Learner:
 
     def _some(self, label: int, most: int) -> Tensor:
         """At most so many random rows of a class."""
-        rows_P, rng = self.real.rows_of(label), self.studio.rng
+        rows_P, rng = self.rows_by_class[label], self.studio.rng
         return rows_P[torch.randperm(len(rows_P), generator=rng, device=rng.device)[:most].to(rows_P.device)]
 
     def train(self, images: int) -> None:

@@ -174,3 +174,17 @@ def _registered(name: str) -> Callable[..., nn.Module]:
 def build(name: str, shape: Shape) -> nn.Module:
     """A network with fresh weights (from torch's global generator): pixels_NCHW in [0, 1] -> logits_NK."""
     return nn.Sequential(Normalise(shape.mean, shape.std), builder(name)(shape))
+
+
+def with_features(net: nn.Module, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """logits_NK, and features_NE: what the last linear layer takes in. LookupError where there is none."""
+    linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise LookupError("has no linear layer to embed by")
+    heard: list[Tensor] = []
+    handle = linear[-1].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    try:
+        logits_NK = net(pixels_NCHW)
+    finally:
+        handle.remove()
+    return logits_NK, heard[0]

@@ -8,7 +8,7 @@ Shape letters: N images, P panels, T steps, C channels (3), H x W pixels, S the 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, floor, hypot, log10
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dd_tasks import pictures
-from dd_tasks.card import ROWS, accuracy, percent, size
+from dd_tasks.axes import Axis, Mark, upper
+from dd_tasks.card import size
+from dd_tasks.claims import ROWS, accuracy, pairings, percent
 from dd_tasks.types import Canvas
 from schemas.manifest import Claim, Manifest
 
@@ -62,104 +64,6 @@ class Story:
         panels = len(tensors) // 2
         loss, remembered = (tuple(tensors[f"{name}.{i}"] for i in range(panels)) for name in ("loss", "remembered"))
         return cls(before_NCHW, loss, remembered, gaze_NSS, int(explored))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Distilled images against as many random real ones: same student, same kind of labels, same epochs and split."""
-
-    distilled: Claim
-    random: Claim
-
-    @property
-    def lead(self) -> float:
-        return self.distilled.mean - self.random.mean
-
-    @property
-    def spread(self) -> float:
-        """Two standard deviations of the difference."""
-        return 2 * hypot(self.distilled.std, self.random.std)
-
-    @property
-    def verdict(self) -> str:
-        """`ahead` or `behind` where the difference exceeds `spread`, else `unclear`; always so with a single seed."""
-        if min(len(self.distilled.seeds), len(self.random.seeds)) < 2 or abs(self.lead) <= self.spread:
-            return "unclear"
-        return "ahead" if self.lead > 0 else "behind"
-
-    @property
-    def sentence(self) -> str:
-        labels = "with class labels only" if self.distilled.row == "distilled_hard" else "labelled alike"
-        start = (
-            f"Trained on these images, {self.distilled.student} reaches {accuracy(self.distilled)} % on the "
-            f"{self.distilled.split} data; trained on as many random real ones, {labels}, {accuracy(self.random)} %: "
-            f"that is {percent(abs(self.lead))} points {'less' if self.lead < 0 else 'more'}"
-        )
-        if min(len(self.distilled.seeds), len(self.random.seeds)) < 2:
-            return f"{start}. With one seed, that is not shown to be more than chance."
-        if self.verdict == "unclear":
-            return f"{start}, no clear difference: 2 std of it are {percent(self.spread)}."
-        return f"{start}, which is more than 2 std of the difference ({percent(self.spread)})."
-
-
-def comparisons(claims: Sequence[Claim]) -> list[Comparison]:
-    """Every distilled row that has its random counterpart, soft labels first."""
-    found = {(claim.row, claim.student, claim.epochs, claim.split): claim for claim in claims}
-    soft = [(claim, found.get(("random", *key[1:]))) for key, claim in found.items() if key[0] == "distilled"]
-    hard = [(claim, found.get(("random_hard", *key[1:]))) for key, claim in found.items() if key[0] == "distilled_hard"]
-    return [Comparison(distilled, random) for distilled, random in soft + hard if random]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A tick of an axis: where, in the drawing's units, and its label."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Maps values in [low, high] to positions from `start` to `end`, linearly or by logarithm."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        low, high, value = (log10(x) if self.log else x for x in (self.low, self.high, value))
-        return round(self.start + (self.end - self.start) * (value - low) / (high - low), 2)
-
-    @property
-    def marks(self) -> list[Mark]:
-        values = decades(self.low, self.high) if self.log else rounds(self.low, self.high)
-        return [Mark(self(value), f"{value:,.10g}") for value in values]
-
-
-def step_of(span: float, parts: int = 5) -> float:
-    """A round step (1, 2 or 5 times a power of ten) that divides `span` into at most about `parts`."""
-    power = 10 ** floor(log10(span / parts))
-    return next(round_ * power for round_ in (1, 2, 5, 10) if round_ * power * parts >= span * (1 - 1e-9))
-
-
-def rounds(low: float, high: float) -> list[float]:
-    """Round numbers in [low, high]."""
-    step = step_of(high - low)
-    return [round(i * step, 10) for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-
-
-def decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten in [low, high], or powers of ten alone where those are many."""
-    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    values = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
-    return values if len(values) <= 6 else [value for value in values if log10(value) % 1 == 0]
-
-
-def upper(value: float) -> float:
-    """The next value above that an axis ends at."""
-    return ceil(value / step_of(value) - 1e-9) * step_of(value) if value > 0 else 1.0
 
 
 WIDTH, HEIGHT = 500, 262
@@ -369,7 +273,7 @@ def check(manifest: Manifest, canvas: Canvas, story: Story) -> None:
 def render(manifest: Manifest, canvas: Canvas, story: Story) -> str:
     """The whole page, self-contained; equal arguments give equal text. ValueError where they are not of one run."""
     check(manifest, canvas, story)
-    rows, compared = class_rows(manifest.classes, canvas, story.before_NCHW), comparisons(manifest.claims)
+    rows, compared = class_rows(manifest.classes, canvas, story.before_NCHW), pairings(manifest.claims)
     bars, bar_marks = bars_of(manifest.claims)
     charts = [
         chart("loss", story.loss, story.explored),

@@ -4,7 +4,7 @@ Shape letters: N views, K classes, C channels of a layer. A term that needs stat
 holds it in the closure that `convene` returns; nothing outlives the panel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -49,44 +49,51 @@ class BatchNormMatching:
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
-            total = reading.logits_NK.new_zeros(())
-            layers = zip(judge.statistics, reading.moments, strict=True)
-            for i, (layer, moments) in enumerate(pair for pair in layers if pair[0].batch_norm):
+            def gap(layer: LayerStatistics, moments: Moments) -> Tensor:
                 mean_C, _, variance_C = batch_statistics(moments).float().unbind(0)
-                gap = (mean_C - layer.mean_C).norm() + (variance_C - layer.variance_C).norm()
-                total = total + (self.first_layer if i == 0 else 1.0) * gap
-            return self.weight * total
+                return (mean_C - layer.mean_C).norm() + (variance_C - layer.variance_C).norm()
+
+            layers = zip(judge.statistics, reading.moments, strict=True)
+            return self.weight * _over_layers((gap(*pair) for pair in layers if pair[0].batch_norm), self.first_layer)
 
         return loss
 
 
+def _over_layers(gaps: Iterable[Tensor], first_layer: float) -> Tensor:
+    """The sum of the layers' gaps, the first one's times `first_layer`."""
+    return sum(((first_layer if i == 0 else 1.0) * gap for i, gap in enumerate(gaps)), torch.zeros(()))
+
+
 @dataclass(frozen=True)
-class FeatureMean:
-    """Distance of the mean penultimate features of a class's views to those of real images of it, under a network in
-    training (DREAM+, methods section 7): squared, or L1 where so told."""
+class Matching:
+    """A distance between a class's views and real images of it, under a network in training: squared, or L1."""
 
     weight: Amount = 1.0
     distance: Literal["squared", "l1"] = "squared"
     needs_moments = False
+
+    def length(self, gap: Tensor) -> Tensor:
+        return gap.square().sum() if self.distance == "squared" else gap.abs().sum()
+
+
+@dataclass(frozen=True)
+class FeatureMean(Matching):
+    """Distance of the mean penultimate features (DREAM+, methods section 7)."""
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
             real = _real(reading, self)
             assert reading.features_NE is not None and real.features_NE is not None
             gap_E = reading.features_NE.flatten(1).mean(0) - real.features_NE.detach().flatten(1).mean(0)
-            return self.weight * _length(gap_E, self.distance)
+            return self.weight * self.length(gap_E)
 
         return loss
 
 
 @dataclass(frozen=True)
-class GradientMatching:
-    """Distance of the gradients that a class's views and real images of it leave in a network in training: of their
-    mean cross-entropy, layer by layer, over the weights of convolutions (IDC, DREAM+, methods section 7)."""
-
-    weight: Amount = 1.0
-    distance: Literal["squared", "l1"] = "squared"
-    needs_moments = False
+class GradientMatching(Matching):
+    """Distance of the gradients that they leave in the network: of their mean cross-entropy, layer by layer, over the
+    weights of convolutions (IDC, DREAM+, methods section 7)."""
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
@@ -95,9 +102,8 @@ class GradientMatching:
             goal = torch.autograd.grad(theirs, reading.weights, retain_graph=True)
             ours = F.cross_entropy(reading.logits_NK, targets_N)
             left = torch.autograd.grad(ours, reading.weights, create_graph=True)
-            return self.weight * sum(
-                (_length(own - aim, self.distance) for own, aim in zip(left, goal, strict=True)), ours.new_zeros(())
-            )
+            gaps = (self.length(own - aim) for own, aim in zip(left, goal, strict=True))
+            return self.weight * sum(gaps, ours.new_zeros(()))
 
         return loss
 
@@ -106,10 +112,6 @@ def _real(reading: Reading, term: Term) -> Reading:
     if reading.real is None:
         raise InputError(f"{type(term).__name__} compares with real images: it needs voters in training (Learners)")
     return reading.real
-
-
-def _length(gap: Tensor, distance: str) -> Tensor:
-    return gap.square().sum() if distance == "squared" else gap.abs().sum()
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,13 @@ class SmoothedStatistics:
             return current + (averages[key] - current).detach()
 
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
-            total = reading.logits_NK.new_zeros(())
-            layers = [
-                (layer, moments)
-                for layer, moments in zip(judge.statistics, reading.moments, strict=True)
+            layers = enumerate(zip(judge.statistics, reading.moments, strict=True))
+            gaps = (
+                _gap(layer, smoothed((id(judge), i), batch_statistics(moments)), targets_N)
+                for i, (layer, moments) in layers
                 if layer.batch_norm or self.convolutions
-            ]
-            for i, (layer, moments) in enumerate(layers):
-                gap = _gap(layer, smoothed((id(judge), i), batch_statistics(moments)), targets_N)
-                total = total + (self.first_layer if i == 0 else 1.0) * gap
-            return self.weight * total
+            )
+            return self.weight * _over_layers(gaps, self.first_layer)
 
         return loss
 

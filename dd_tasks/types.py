@@ -190,3 +190,7 @@ class Studio:
     device: torch.device
     track: Track = untracked
     real: RealImages | None = None
+
+    def new_seed(self) -> int:
+        """From the generator, for a library that takes a number."""
+        return int(torch.randint(2**31, (), generator=self.rng, device=self.rng.device))

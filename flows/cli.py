@@ -26,6 +26,20 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistak
 Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
+Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")]
+Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
+Side = Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")]
+Committee = Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")]
+Student = Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")]
+Seeds = Annotated[int | None, typer.Option(help="Students a row.")]
+StudentEpochs = Annotated[int | None, typer.Option(help="Epochs of a student.")]
+StudentBatch = Annotated[int | None, typer.Option(help="Views a batch of a student.")]
+FullEpochs = Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")]
+HardRows = Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels, for LRS.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")]
+PanelSize = Annotated[int | None, typer.Option(help="Images recovered together.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
 Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
 
@@ -35,25 +49,21 @@ def run(
     preset: Annotated[str, typer.Argument(help="A method (`retort presets`), or the path of a SPEC.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the artifact.")] = Path("runs/dataset"),
     shards: Shards = None,
-    test: Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")] = None,
-    ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
-    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
-    committee: Annotated[
-        str | None, typer.Option(help="A committee by name, or the file of `committee import`.")
-    ] = None,
-    student: Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Students a row.")] = None,
-    student_epochs: Annotated[int | None, typer.Option(help="Epochs of a student.")] = None,
-    student_batch: Annotated[int | None, typer.Option(help="Views a batch of a student.")] = None,
-    full_epochs: Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")] = None,
-    hard_rows: Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")
-    ] = None,
-    panel: Annotated[int | None, typer.Option(help="Images recovered together.")] = None,
+    test: Test = None,
+    ipc: Ipc = None,
+    side: Side = None,
+    committee: Committee = None,
+    student: Student = None,
+    seeds: Seeds = None,
+    student_epochs: StudentEpochs = None,
+    student_batch: StudentBatch = None,
+    full_epochs: FullEpochs = None,
+    hard_rows: HardRows = None,
+    seed: Seed = None,
+    flip: Flip = None,
+    panel: PanelSize = None,
     tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")] = None,
+    override: Overrides = None,
     report: Annotated[Path | None, typer.Option(help="Also write the report here.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
@@ -61,13 +71,11 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Distil shards into a dataset: train the committee, recover, relabel, score, validate, report."""
-    given = {
-        "shards": shards, "test": test, "ipc": ipc, "side": side, "committee": committee, "students": student,
-        "seeds": seeds, "student_epochs": student_epochs, "student_batch": student_batch, "full_epochs": full_epochs,
-        "hard_rows": hard_rows, "seed": seed, "flip": flip, "panel": panel, "tolerate": tolerate,
-        "set": _overrides(override) if override else None,
-    }  # fmt: skip
-    spec = _spec(preset, {key: value for key, value in given.items() if value is not None})
+    spec = _spec(
+        preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
+        student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
+        seed=seed, flip=flip, panel=panel, tolerate=tolerate, set=override or None,
+    )  # fmt: skip
     from flows import launch
 
     if dry_run:
@@ -82,35 +90,34 @@ def compare(
     shards: Annotated[list[str], typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")],
     ipc: Annotated[str, typer.Option(help="Images per class; several with commas.")],
     out: Annotated[Path, typer.Option(help="Folder of the artifacts, the table and the page.")] = Path("runs/compare"),
-    test: Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")] = None,
+    test: Test = None,
     labels: Annotated[str, typer.Option(help="Preset whose labels all methods get; `own`: each its own.")] = "e2d",
-    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
-    committee: Annotated[str | None, typer.Option(help="A committee by name, or a file.")] = None,
-    student: Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Students a row.")] = None,
-    student_epochs: Annotated[int | None, typer.Option(help="Epochs of a student.")] = None,
-    student_batch: Annotated[int | None, typer.Option(help="Views a batch of a student.")] = None,
-    full_epochs: Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")] = None,
-    hard_rows: Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels, and LRS.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")
-    ] = None,
-    panel: Annotated[int | None, typer.Option(help="Images recovered together.")] = None,
+    side: Side = None,
+    committee: Committee = None,
+    student: Student = None,
+    seeds: Seeds = None,
+    student_epochs: StudentEpochs = None,
+    student_batch: StudentBatch = None,
+    full_epochs: FullEpochs = None,
+    hard_rows: HardRows = None,
+    seed: Seed = None,
+    flip: Flip = None,
+    panel: PanelSize = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value, in every method.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Run several methods under the same observers, labels, students and seeds; one table, one page."""
-    given = {
-        "shards": shards, "test": test, "side": side, "committee": committee, "students": student, "seeds": seeds,
-        "student_epochs": student_epochs, "student_batch": student_batch, "full_epochs": full_epochs,
-        "hard_rows": hard_rows, "seed": seed, "flip": flip, "panel": panel,
-        "labels": None if labels == "own" else labels, "set": _overrides(override) if override else None,
-    }  # fmt: skip
-    given = {key: value for key, value in given.items() if value is not None}
-    specs = tuple(_spec(preset, {**given, "ipc": n}) for n in ipc.split(",") for preset in dict.fromkeys(presets))
+    specs = tuple(
+        _spec(
+            preset, shards=shards, test=test, ipc=n, side=side, committee=committee, students=student, seeds=seeds,
+            student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
+            seed=seed, flip=flip, panel=panel, labels=None if labels == "own" else labels, set=override or None,
+        )
+        for n in ipc.split(",")
+        for preset in dict.fromkeys(presets)
+    )  # fmt: skip
     from flows import launch
 
     launch.compare(specs, out, _settings(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
@@ -198,7 +205,7 @@ def check(
 def train(
     shards: Annotated[list[str], typer.Option(help="Globs, brace patterns or URLs of shards.")],
     committee: Annotated[str, typer.Argument(help="A committee by name.")] = "small",
-    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    side: Side = None,
     tolerate: Tolerate = 0,
     keep_every: Annotated[int, typer.Option(help="Keep a checkpoint every k epochs.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the committee's own.")] = None,
@@ -216,22 +223,27 @@ def train(
 def priors(
     preset: Annotated[str, typer.Argument(help="The method that will weigh them, or the path of a SPEC.yaml.")],
     shards: Shards = None,
-    ipc: Annotated[int | None, typer.Option(help="Images per class.")] = None,
-    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
-    committee: Annotated[str | None, typer.Option(help="A committee by name, or a file.")] = None,
+    ipc: Ipc = None,
+    side: Side = None,
+    committee: Committee = None,
     student: Annotated[list[str] | None, typer.Option(help="Architecture that measures; the first counts.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")] = None,
+    seed: Seed = None,
+    override: Overrides = None,
     store: Store = "runs/store",
     device: Device = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Measure what each observer is worth alone, on held-out training images; later runs find it in the store."""
-    given = {
-        "shards": shards, "ipc": ipc, "side": side, "committee": committee, "students": student, "seed": seed,
-        "set": _overrides(override) if override else None,
-    }  # fmt: skip
-    spec = _spec(preset, {key: value for key, value in given.items() if value is not None})
+    spec = _spec(
+        preset,
+        shards=shards,
+        ipc=ipc,
+        side=side,
+        committee=committee,
+        students=student,
+        seed=seed,
+        set=override or None,
+    )
     from flows import launch
 
     launch.measure_priors(spec, _settings(store, device, verbose))
@@ -244,7 +256,7 @@ def import_(
     weights: Annotated[str, typer.Option(help="A .safetensors file, or ORG/NAME on the Hub.")],
     sha256: Annotated[str, typer.Option(help="Of the weights file; they are refused when it differs.")],
     committee: Annotated[Path, typer.Option(help="Committee file it joins.")] = Path("committee.json"),
-    side: Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")] = None,
+    side: Side = None,
     store: Store = "runs/store",
     device: Device = "auto",
     verbose: Verbose = False,
@@ -274,13 +286,17 @@ def _overrides(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _spec(preset: str, given: dict[str, Any]) -> "RunSpec":
-    """The run as specified by a SPEC.yaml and the options, options first. InputError for what does not fit."""
+def _spec(preset: str, **options: Any) -> "RunSpec":
+    """The run as specified by a SPEC.yaml and the options that were given, those first. InputError for what does not
+    fit."""
     from pydantic import ValidationError
 
     from dd_tasks.errors import InputError
     from schemas.spec import RunSpec
 
+    given = {key: value for key, value in options.items() if value is not None}
+    if "set" in given:
+        given["set"] = _overrides(given["set"])
     values: dict[str, Any] = {"preset": preset}
     if preset.endswith((".yaml", ".yml")):
         values = _yaml(Path(preset))

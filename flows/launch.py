@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dd_tasks import artifact, comparison, presets, report
-from dd_tasks.card import accuracy
+from dd_tasks.claims import accuracy
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.networks import builder

@@ -31,6 +31,8 @@ RANKS = (
         "codec",
         "pictures",
         "scores",
+        "axes",
+        "claims",
     ),
     ("shards", "card", "voters"),
     ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),

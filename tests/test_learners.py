@@ -64,7 +64,7 @@ def test_training_teaches_the_classes():
 def test_features_are_what_the_last_layer_takes_in():
     judge, pixels_NCSS = learner(), tiny.pixels(5)
     reading = judge.read(pixels_NCSS)
-    torch.testing.assert_close(judge.last(reading.features_NE), reading.logits_NK)
+    torch.testing.assert_close(judge.net[1].classifier(reading.features_NE), reading.logits_NK)
 
 
 @pytest.mark.parametrize("choose", ["representative", "random"])

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from dd_tasks import pictures, report
+from dd_tasks.axes import rounds
+from dd_tasks.claims import pairings
 from dd_tasks.report import Story
 from dd_tasks.types import Canvas
 from schemas.manifest import (
@@ -225,11 +227,11 @@ def test_headline_is_honest(distilled: tuple, random: tuple, verdict: str, said:
 
 def test_rows_are_compared_with_their_own_labels() -> None:
     claims = [claim("distilled_hard", 0.2), claim("distilled", 0.4), claim("random_hard", 0.1), claim("random", 0.3)]
-    assert [(c.distilled.row, c.random.row) for c in report.comparisons(claims)] == [
+    assert [(c.distilled.row, c.random.row) for c in pairings(claims)] == [
         ("distilled", "random"),
         ("distilled_hard", "random_hard"),
     ]
-    assert report.comparisons([claims[0], claims[3]]) == []
+    assert pairings([claims[0], claims[3]]) == []
 
 
 @pytest.mark.parametrize(("explored", "marked"), [(0, 0), (1, 2), (19, 2), (20, 0)])
@@ -256,7 +258,7 @@ def test_a_long_curve_is_averaged() -> None:
 
 @pytest.mark.parametrize(("low", "high", "expected"), [(0, 4, [0, 1, 2, 3, 4]), (0, 0.9, [0, 0.2, 0.4, 0.6, 0.8])])
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert report.rounds(low, high) == expected
+    assert rounds(low, high) == expected
 
 
 def test_page_without_most_things() -> None:

@@ -1,0 +1,75 @@
+"""What claims say: their rows in words, accuracies as text, and distilled images against random ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import hypot
+
+from schemas.manifest import Claim
+
+ROWS = {
+    "distilled": "the distilled images",
+    "distilled_hard": "the distilled images, class labels only",
+    "random": "as many random real images, labelled alike",
+    "random_hard": "as many random real images, class labels only",
+    "full": "all real images",
+}
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def accuracy(claim: Claim) -> str:
+    """Mean and spread in %; one seed has no spread."""
+    return percent(claim.mean) + (f" ± {percent(claim.std)}" if len(claim.seeds) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Distilled images against as many random real ones: same student, same kind of labels, same epochs and split."""
+
+    distilled: Claim
+    random: Claim
+
+    @property
+    def lead(self) -> float:
+        return self.distilled.mean - self.random.mean
+
+    @property
+    def spread(self) -> float:
+        """Two standard deviations of the difference."""
+        return 2 * hypot(self.distilled.std, self.random.std)
+
+    @property
+    def single(self) -> bool:
+        """Whether a row has one seed alone, and so no spread."""
+        return min(len(self.distilled.seeds), len(self.random.seeds)) < 2
+
+    @property
+    def verdict(self) -> str:
+        """`ahead` or `behind` where the difference exceeds `spread`, else `unclear`; always so with a single seed."""
+        if self.single or abs(self.lead) <= self.spread:
+            return "unclear"
+        return "ahead" if self.lead > 0 else "behind"
+
+    @property
+    def sentence(self) -> str:
+        labels = "with class labels only" if self.distilled.row == "distilled_hard" else "labelled alike"
+        start = (
+            f"Trained on these images, {self.distilled.student} reaches {accuracy(self.distilled)} % on the "
+            f"{self.distilled.split} data; trained on as many random real ones, {labels}, {accuracy(self.random)} %: "
+            f"that is {percent(abs(self.lead))} points {'less' if self.lead < 0 else 'more'}"
+        )
+        if self.single:
+            return f"{start}. With one seed, that is not shown to be more than chance."
+        if self.verdict == "unclear":
+            return f"{start}, no clear difference: 2 std of it are {percent(self.spread)}."
+        return f"{start}, which is more than 2 std of the difference ({percent(self.spread)})."
+
+
+def pairings(claims: Sequence[Claim]) -> list[Pairing]:
+    """Every distilled row that has its random counterpart, soft labels first."""
+    found = {(claim.row, claim.student, claim.epochs, claim.split): claim for claim in claims}
+    soft = [(claim, found.get(("random", *key[1:]))) for key, claim in found.items() if key[0] == "distilled"]
+    hard = [(claim, found.get(("random_hard", *key[1:]))) for key, claim in found.items() if key[0] == "distilled_hard"]
+    return [Pairing(distilled, random) for distilled, random in soft + hard if random]
