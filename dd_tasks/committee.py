@@ -304,6 +304,14 @@ def statistics(
     return measure(net, ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches), classes)[0]
 
 
+def classes_in(architecture: str, weights: Mapping[str, Tensor], shape: Shape) -> int:
+    """How many classes the last linear layer of these weights tells apart; `shape.classes` where they have none."""
+    net = seeded(lambda: build(architecture, shape), 0)
+    linear = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+    found = weights.get(f"{linear[-1]}.weight") if linear else None
+    return shape.classes if found is None else len(found)
+
+
 def restore(architecture: str, weights: Mapping[str, Tensor], shape: Shape, device: torch.device) -> nn.Module:
     """A network with these weights. InputError where they do not fit the architecture."""
     net = seeded(lambda: build(architecture, shape), 0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import shorten
 
 from dd_tasks.axes import Axis, Mark
 from dd_tasks.card import escape
@@ -13,24 +14,32 @@ from schemas import comparison as schema
 from schemas.manifest import Claim, Manifest
 
 COLUMNS = (
-    "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real",
+    "factor", "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real",
     "class labels: distilled", "class labels: random", "LRS",
 )  # fmt: skip
-LEFT_COLUMNS = 3  # the rest are numbers
+LEFT_COLUMNS = 4  # the rest are numbers
+NAME_WIDTH = 30  # characters of a method in a plot
 WIDTH, HEIGHT = 500, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 410, 20, 250
 
 
 def compared(
-    manifests: Sequence[Manifest], folders: Sequence[str], labels: str | None, command: str
+    manifests: Sequence[Manifest],
+    folders: Sequence[str],
+    labels: str | None,
+    command: str,
+    factors: Sequence[str] = (),
 ) -> schema.Comparison:
-    """The methods of some finished artifacts. ValueError where they are not of the same data and committee."""
+    """The methods of some finished artifacts; in a study, with the factor that each varies. ValueError where they are
+    not of the same data and committee."""
     first = manifests[0]
     for manifest in manifests:
         if (manifest.source, manifest.test, manifest.observers) != (first.source, first.test, first.observers):
             raise ValueError(f"{manifest.name} and {first.name} differ in their data or their committee")
+    none: Sequence[str | None] = [None] * len(folders)
     rows = [
         schema.ComparisonRow(
+            factor=factor,
             preset=manifest.preset,
             ipc=manifest.ipc,
             folder=folder,
@@ -39,7 +48,7 @@ def compared(
             seconds=round(manifest.cost.seconds["choose"] + manifest.cost.seconds["recover"], 1),
             claims=manifest.claims,
         )
-        for manifest, folder in zip(manifests, folders, strict=True)
+        for manifest, folder, factor in zip(manifests, folders, factors or none, strict=True)
     ]
     return schema.Comparison(
         labels=labels,
@@ -89,9 +98,9 @@ class Line:
 
         lead = f"{100 * self.main.lead:+.2f} {self.main.verdict}"
         return (
-            f"{self.row.ipc:,}", self.row.preset, self.main.distilled.student, f"{self.row.image_updates:,}",
-            f"{self.row.seconds:,.0f}", *pair(self.soft), lead, accuracy(self.full) if self.full else "",
-            *pair(self.hard), "" if self.lrs is None else percent(self.lrs),
+            self.row.factor or "", f"{self.row.ipc:,}", self.row.preset, self.main.distilled.student,
+            f"{self.row.image_updates:,}", f"{self.row.seconds:,.0f}", *pair(self.soft), lead,
+            accuracy(self.full) if self.full else "", *pair(self.hard), "" if self.lrs is None else percent(self.lrs),
         )  # fmt: skip
 
 
@@ -154,7 +163,7 @@ def plot(title: str, cost: str, found: Sequence[Line], costs: Sequence[float]) -
     y = Axis(max(min(values) - pad, 0), max(values) + pad, BOTTOM, TOP)
     spots = [
         Spot(
-            line.row.preset, x(max(spent, edge)), y(100 * claim.mean),
+            shorten(line.row.preset, NAME_WIDTH, placeholder="..."), x(max(spent, edge)), y(100 * claim.mean),
             (y(100 * (claim.mean - claim.std)), y(100 * (claim.mean + claim.std))) if len(claim.seeds) > 1 else None,
         )
         for line, claim, spent in zip(found, claims, costs, strict=True)
@@ -184,9 +193,8 @@ def render(comparison: schema.Comparison) -> str:
     columns = shown_columns(found)
     values = {
         "comparison": comparison,
-        "columns": [COLUMNS[i] for i in columns],
-        "left_columns": LEFT_COLUMNS,
-        "table": [(line, [line.cells[i] for i in columns]) for line in found],
+        "columns": [(COLUMNS[i], i >= LEFT_COLUMNS) for i in columns],
+        "table": [(line, [(line.cells[i], i >= LEFT_COLUMNS) for i in columns]) for line in found],
         "plots": plots(comparison),
         "box": (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM),
         "seconds": duration(sum(row.seconds for row in comparison.rows)),

@@ -21,16 +21,20 @@ from dd_tasks.voters import Judges, One, Voters
 AT_ONCE = 500  # images before an observer
 
 
-class Initialiser(Protocol):
-    needs_observers: bool  # whether `choose` asks the committee
+class Demanding(Protocol):
+    """What asks for real images."""
 
     def least(self, ipc: int) -> int:
         """Real images of every class without which there is nothing to choose."""
         ...
 
     def demand(self, ipc: int) -> int:
-        """Real images a class to draw at random, without replacement, before `choose`."""
+        """Real images a class to draw at random, without replacement."""
         ...
+
+
+class Initialiser(Demanding, Protocol):
+    needs_observers: bool  # whether `choose` asks the committee
 
     def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
         """The first canvas: `ipc` images of every class, ordered (0, class 0), (0, class 1), ..., (1, class 0), ..."""
@@ -79,8 +83,8 @@ class WholeImages:
 class Chosen:
     """The committee chooses among `candidates` random real images of a class; factor x factor of them fill an image."""
 
-    candidates: Positive = 300
     factor: Positive = 1
+    candidates: Positive = 300
     needs_observers = True
 
     def least(self, ipc: int) -> int:

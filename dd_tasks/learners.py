@@ -44,6 +44,7 @@ class Learners:
     pool: Positive = 5000  # images of a class, at most, that are kept at hand
     needs_priors = False
     needs_real = True
+    tells_hardness = True
 
     def least(self, ipc: int) -> int:
         return 1

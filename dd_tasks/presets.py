@@ -1,18 +1,27 @@
 """The published methods, as functions returning a Recipe. A preset's docstring names its paper and where it departs."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from dd_tasks.errors import InputError, unknown
+from dd_tasks.guides import POOL, Guides
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
-from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
+from dd_tasks.terms import (
+    BatchNormMatching,
+    ContrastivePull,
+    CrossEntropy,
+    FeatureMean,
+    GradientMatching,
+    SmoothedStatistics,
+)
 from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 
 SMALL_SIDE = 64  # up to here the papers have settings of their own
@@ -154,13 +163,28 @@ def dream_plus(*, side: int) -> Recipe:
     )
 
 
+def clom(base: str = "dream_plus", *, side: int, alpha: float = 1000.0, guides: str = POOL) -> Recipe:
+    """CLoM: another method, with pre-trained models that pull the images towards their classes.
+
+    Paper: contrastive learning-based guidance by a pool of models (methods section 8). The base's recipe and
+    `alpha` times the contrastive term, of one guide a step, drawn from the pool. On the command line `clom(e2d)` is E2D
+    with these guides, `clom(e2d, POOL)` with others.
+    Departs: guides look at the views that the base looks at.
+    """
+    parent = preset(base, side=side)
+    return replace(parent, ballots=(*parent.ballots, Ballot(Guides(guides), (ContrastivePull(alpha),))))
+
+
 PRESETS: Mapping[str, Callable[..., Recipe]] = {
-    method.__name__: method for method in (sre2l, sre2l_pp, cda, rded, edc, e2d, cv_dd, dream_plus)
+    method.__name__: method for method in (sre2l, sre2l_pp, cda, rded, edc, e2d, cv_dd, dream_plus, clom)
 }
 
 
 def preset(name: str, *, side: int) -> Recipe:
-    """The recipe of a preset, or of MODULE:FUNCTION, for images of this side. InputError where there is none."""
+    """The recipe of a preset, of `clom(BASE)`, `clom(BASE, GUIDES)` or MODULE:FUNCTION, for images of this side.
+    InputError where there is none."""
+    if match := re.fullmatch(r"clom\(([^,]+)(?:, *(.+))?\)", name):
+        return clom(match[1], side=side, guides=match[2] or POOL)
     if ":" in name:
         return _own(name, side)
     if name not in PRESETS:

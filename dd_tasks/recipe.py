@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from dd_tasks import initialise, label, learners, schedule, terms, voters
+from dd_tasks import guides, initialise, label, learners, schedule, terms, voters
 from dd_tasks.errors import InputError, unknown
 
 
@@ -38,13 +38,14 @@ PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotate
         initialise.Collage,
         initialise.Representatives,
     ),
-    voters.Voters: (voters.One, voters.Everyone, voters.RoundRobin, voters.Lottery, learners.Learners),
+    voters.Voters: (voters.One, voters.Everyone, voters.RoundRobin, voters.Lottery, learners.Learners, guides.Guides),
     terms.Term: (
         terms.CrossEntropy,
         terms.BatchNormMatching,
         terms.SmoothedStatistics,
         terms.FeatureMean,
         terms.GradientMatching,
+        terms.ContrastivePull,
     ),
     label.Labeller: (label.Relabel, label.OneHot),
 }
@@ -156,6 +157,15 @@ def _checked(hint: Any, data: Any, expected: Any, what: str) -> Any:
 def without_flips(value: Any) -> Any:
     """The same parts with every left-right flip off, for classes that a mirror changes (digits, letters)."""
     return _mapped(value, lambda part: dataclasses.replace(part, flip=False) if hasattr(part, "flip") else part)
+
+
+def with_guides(value: Any, pool: str) -> Any:
+    """The same parts with the guides of another pool. InputError where there are no guides."""
+    if not any(isinstance(part, guides.Guides) for part in voters_in(value)):
+        raise InputError(f"--guides {pool!r}: this method has no guides (clom(METHOD) has)")
+    return _mapped(
+        value, lambda part: dataclasses.replace(part, pool=pool) if isinstance(part, guides.Guides) else part
+    )
 
 
 def alone(value: Any) -> Any:

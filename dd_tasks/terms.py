@@ -34,7 +34,16 @@ class CrossEntropy:
     needs_moments = False
 
     def convene(self, studio: Studio) -> Closure:
-        return lambda judge, reading, targets_N: self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+            known = reading.logits_NK.shape[1]
+            if known != studio.classes:
+                raise InputError(
+                    f"CrossEntropy of {judge.name}: it knows {known} classes, the images are of {studio.classes}; "
+                    "use ContrastivePull"
+                )
+            return self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+
+        return loss
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,32 @@ def _real(reading: Reading, term: Term) -> Reading:
     if reading.real is None:
         raise InputError(f"{type(term).__name__} compares with real images: it needs voters in training (Learners)")
     return reading.real
+
+
+@dataclass(frozen=True)
+class ContrastivePull:
+    """How near a guide sees the views to real images of their classes, relative to all real images (CLoM, methods
+    section 8): `sum(D M) / sum(D)`, D_ij = 1 - cos(F(real_i), F(view_j)), M_ij whether their classes are the same. The
+    guide may know other classes: its features F are asked, not its logits."""
+
+    weight: Amount = 1000.0
+    needs_moments = False
+
+    def convene(self, studio: Studio) -> Closure:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+            if reading.real is None or reading.real_targets_M is None:
+                raise InputError("ContrastivePull compares with real images of all classes: it needs voters Guides")
+            real_ME, own_NE = (_directions(r) for r in (reading.real, reading))
+            distance_MN = 1 - real_ME @ own_NE.T
+            same_MN = reading.real_targets_M[:, None] == targets_N
+            return self.weight * (distance_MN * same_MN).sum() / distance_MN.sum()
+
+        return loss
+
+
+def _directions(reading: Reading) -> Tensor:
+    assert reading.features_NE is not None
+    return F.normalize(reading.features_NE.flatten(1).float())
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ H x W pixels, S the side of a square image, K classes. `pixels` are floats in [0
 (top, left, height, width) in whole pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -113,7 +113,8 @@ class Reading:
     """What an observer says of a batch of views; `moments` of its watched layers where asked for.
 
     A network in training also says what the last layer takes in, the weights of its convolutions, and what it makes of
-    as many or more real images of the same class, augmented alike.
+    as many or more real images of the same class, augmented alike. A guide says what the last layer takes in, of the
+    views and of real images of the classes `real_targets_M`.
     """
 
     logits_NK: Tensor
@@ -121,6 +122,7 @@ class Reading:
     features_NE: Tensor | None = None
     weights: tuple[Tensor, ...] = ()
     real: "Reading | None" = None
+    real_targets_M: Tensor | None = None
 
 
 class Observer(Protocol):
@@ -190,6 +192,7 @@ class Studio:
     device: torch.device
     track: Track = untracked
     real: RealImages | None = None
+    guides: Mapping[str, tuple[nn.Module, ...]] = field(default_factory=dict)  # frozen, by what asked for them
 
     def new_seed(self) -> int:
         """From the generator, for a library that takes a number."""

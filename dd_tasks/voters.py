@@ -16,6 +16,7 @@ Seating = Callable[[int], Judges]  # step -> who judges then
 
 class Voters(Protocol):
     needs_real: bool  # whether it asks for real images beside the distilled ones
+    tells_hardness: bool  # whether its cross-entropy is what makes a view hard
 
     @property
     def needs_priors(self) -> bool:
@@ -38,6 +39,7 @@ class One:
     seat: Count = 0
     needs_priors = False
     needs_real = False
+    tells_hardness = True
 
     def at_once(self, committee: int) -> int:
         if self.seat >= committee:
@@ -56,6 +58,7 @@ class Everyone:
 
     temperature: Temperature | None = None
     needs_real = False
+    tells_hardness = True
 
     @property
     def needs_priors(self) -> bool:
@@ -75,6 +78,7 @@ class RoundRobin:
 
     needs_priors = False
     needs_real = False
+    tells_hardness = True
 
     def at_once(self, committee: int) -> int:
         return 1
@@ -91,6 +95,7 @@ class Lottery:
     drawn: Positive = 2
     temperature: Temperature | None = 5.0
     needs_real = False
+    tells_hardness = True
 
     @property
     def needs_priors(self) -> bool:

@@ -22,8 +22,18 @@ from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe
 from flows.settings import Settings
 from flows.tasks import stage
-from flows.workspace import Data, Seat, facts_of, get_canvas, get_views, machine, store_of
-from schemas.manifest import Claim, Cost, LabelInfo, Manifest, ObserverEntry, QuarantinedSample, SourceData, SourceShard
+from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_views, machine, store_of
+from schemas.manifest import (
+    Claim,
+    Cost,
+    GuideEntry,
+    LabelInfo,
+    Manifest,
+    ObserverEntry,
+    QuarantinedSample,
+    SourceData,
+    SourceShard,
+)
 from schemas.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -67,6 +77,7 @@ class Results:
     """What a run made, by reference: the committee, the canvas before and after, its labels, the scores."""
 
     seats: tuple[Seat, ...]
+    pools: tuple[Pool, ...]
     first: Ref
     panels: tuple[Ref, ...]
     canvas: Ref
@@ -76,7 +87,8 @@ class Results:
     @property
     def stages(self) -> dict[str, list[Ref]]:
         """What each stage made, for its cost."""
-        return {
+        guides = list(dict.fromkeys(guide.weights for pool in self.pools for guide in pool.guides))
+        return ({"guides": guides} if guides else {}) | {
             "observers": [seat.weights for seat in self.seats],
             "statistics": [seat.statistics for seat in self.seats],
             "choose": [self.first],
@@ -97,6 +109,8 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     batch = spec.student_batch or min(max(spec.ipc * classes // 10, 10), 100)
     student = StudentRecipe(epochs=spec.student_epochs, batch=batch)
     observers = named(spec.committee)
+    if spec.guides is not None:
+        method = recipe.with_guides(method, spec.guides)
     if not spec.flip:
         method, observers = recipe.without_flips((method, observers))
     for path, text in spec.overrides.items():
@@ -185,6 +199,11 @@ def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name
         test=_source(data.test) if data.test else None,
         held_out=data.held_out,
         observers=[_observer(seat, settings) for seat in results.seats],
+        guides=[
+            GuideEntry(name=g.name, architecture=g.architecture, checkpoint=g.checkpoint, digest=g.weights.digest)
+            for pool in results.pools
+            for g in pool.guides
+        ],
         labels=LabelInfo(
             codec="exact",
             epochs=labeller.epochs,

@@ -18,8 +18,10 @@ app = typer.Typer(
 )  # fmt: skip
 shards_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pack and check WebDataset shards.")
 committee_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train or import the observers.")
+guides_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Study pools of pre-trained guides.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(committee_app, name="committee")
+app.add_typer(guides_app, name="guides")
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
 
@@ -39,6 +41,7 @@ HardRows = Annotated[bool | None, typer.Option("--hard-rows", help="Also score h
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")]
 PanelSize = Annotated[int | None, typer.Option(help="Images recovered together.")]
+GuidePool = Annotated[str | None, typer.Option("--guides", help="Pool, e.g. 'convnet3@epoch=2,4,8 seeds=0..2'.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
 Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
@@ -61,6 +64,7 @@ def run(
     hard_rows: HardRows = None,
     seed: Seed = None,
     flip: Flip = None,
+    guides: GuidePool = None,
     panel: PanelSize = None,
     tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
     override: Overrides = None,
@@ -74,7 +78,7 @@ def run(
     spec = _spec(
         preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
         student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
-        seed=seed, flip=flip, panel=panel, tolerate=tolerate, set=override or None,
+        seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate, set=override or None,
     )  # fmt: skip
     from flows import launch
 
@@ -247,6 +251,54 @@ def priors(
     from flows import launch
 
     launch.measure_priors(spec, _settings(store, device, verbose))
+
+
+@guides_app.callback()
+def guides_() -> None:
+    """Its one command has a name, so that others can join it."""
+
+
+@guides_app.command("study")
+def study(
+    shards: Annotated[list[str], typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")],
+    ipc: Annotated[int, typer.Option(help="Images per class.")],
+    base: Annotated[str, typer.Argument(help="The method that is guided.")] = "dream_plus",
+    out: Annotated[Path, typer.Option(help="Folder of the artifacts, the table and the page.")] = Path("runs/guides"),
+    architecture: Annotated[str, typer.Option(help="Of the guides.")] = "convnet3",
+    other: Annotated[str, typer.Option(help="Another one, to vary it.")] = "thin_resnet8_w16",
+    epochs: Annotated[str, typer.Option(help="Of the guides' training: the last is its end.")] = "1,2,4,8",
+    foreign: Annotated[str | None, typer.Option(help="Shards of another dataset, to vary the domain.")] = None,
+    test: Test = None,
+    side: Side = None,
+    committee: Committee = None,
+    student: Student = None,
+    seeds: Seeds = None,
+    student_epochs: StudentEpochs = None,
+    student_batch: StudentBatch = None,
+    seed: Seed = None,
+    flip: Flip = None,
+    panel: PanelSize = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value, in every method.")] = None,
+    store: Store = "runs/store",
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Vary one factor of a pool at a time: its diversity, epoch, architecture and domain; one table, one page."""
+    from dd_tasks import guides
+
+    factors, presets = zip(*guides.study(base, architecture, other, epochs, foreign), strict=True)
+    specs = tuple(
+        _spec(
+            preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
+            student_epochs=student_epochs, student_batch=student_batch, full_epochs=0, seed=seed, flip=flip,
+            panel=panel, set=override or None,
+        )
+        for preset in presets
+    )  # fmt: skip
+    from flows import launch
+
+    command = shlex.join(["retort", *sys.argv[1:]])
+    launch.compare(specs, out, _settings(store, device, verbose), command, factors)
 
 
 @committee_app.command("import")

@@ -7,6 +7,7 @@ from prefect import flow
 from dd_tasks.committee import Imported, ObserverRecipe
 from dd_tasks.recipe import alone
 from flows.assemble import Run, resolve
+from flows.guides import train_guides
 from flows.recover import recover
 from flows.settings import Settings
 from flows.tasks import (
@@ -20,7 +21,7 @@ from flows.tasks import (
     train_observer,
     train_student,
 )
-from flows.workspace import Data, Seat, panels_of, seed_of
+from flows.workspace import Data, Pool, Seat, panels_of, seed_of
 from schemas.spec import RunSpec
 
 
@@ -38,7 +39,9 @@ def train_committee(members: tuple[ObserverRecipe | Imported, ...], data: Data, 
     return tuple(seat.result() for seat in seats)
 
 
-def measure_priors(run: Run, seats: tuple[Seat, ...], data: Data, settings: Settings) -> tuple[Seat, ...]:
+def measure_priors(
+    run: Run, seats: tuple[Seat, ...], data: Data, settings: Settings, pools: tuple[Pool, ...] = ()
+) -> tuple[Seat, ...]:
     """Within a flow: each observer distils alone, by the run's recipe; its prior is the top-1 of a student of that, on
     held-out training images (CV-DD, methods section 6)."""
     spec, recipe, data = run.spec, alone(run.recipe), replace(data, test=None)
@@ -49,7 +52,7 @@ def measure_priors(run: Run, seats: tuple[Seat, ...], data: Data, settings: Sett
     for seat in seats:
         one, what = (seat,), f"images of {seat.recipe.name} alone"
         first = choose_images(recipe.initialiser, candidates, one, spec.ipc, data, seeds["choose"], settings)
-        _, canvas = recover(recipe, first, panels, one, data, spec.seed, settings)
+        _, canvas = recover(recipe, first, panels, one, data, spec.seed, settings, pools)
         labels = relabel(recipe.labeller, canvas, one, data, seeds["labels"], settings, what)
         score = train_student(run.students[0], canvas, labels, data, spec.seed, settings, what)
         measured.append(replace(seat, prior=score))
@@ -61,7 +64,8 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     """The priors by themselves, ahead of the runs that will find them in the store."""
     data = index_shards(spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc)
     run = resolve(spec, data.side, data.shape.classes)
-    return measure_priors(run, train_committee(run.observers, data, settings), data, settings)
+    seats = train_committee(run.observers, data, settings)
+    return measure_priors(run, seats, data, settings, train_guides(run, data, settings))
 
 
 @flow(name="committee-from-shards", validate_parameters=False, task_runner=ONE_AT_A_TIME)

@@ -1,6 +1,7 @@
 """@flow compare_presets: several methods under the same observers, labels, students and seeds."""
 
 import os
+import re
 from pathlib import Path
 
 from prefect import flow
@@ -16,16 +17,21 @@ RESULT, TABLE, PAGE = "comparison.json", "comparison.md", "comparison.html"
 
 
 @flow(name="compare-presets", validate_parameters=False, task_runner=ONE_AT_A_TIME)
-def compare_presets(specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str) -> Comparison:
+def compare_presets(
+    specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str, factors: tuple[str, ...] = ()
+) -> Comparison:
     """One artifact a specification, in folders of `out`; then the table and the page over all of them.
 
-    What they share (observers, random images, their labels and students) is made once: the store holds it.
+    What they share (observers, random images, their labels and students) is made once: the store holds it. In a study
+    `factors` says of each what it varies.
     """
     folders = [folder_of(spec) for spec in specs]
-    manifests = [
-        distill_dataset(spec, out / folder, settings, command) for spec, folder in zip(specs, folders, strict=True)
-    ]
-    found = comparison.compared(manifests, folders, specs[0].labels, command)
+    made = {
+        folder: distill_dataset(spec, out / folder, settings, command)
+        for folder, spec in dict(zip(folders, specs, strict=True)).items()
+    }
+    manifests = [made[folder] for folder in folders]
+    found = comparison.compared(manifests, folders, specs[0].labels, command, factors)
     pages = {
         RESULT: found.model_dump_json(indent=1) + "\n",
         TABLE: comparison.markdown(found),
@@ -39,4 +45,6 @@ def compare_presets(specs: tuple[RunSpec, ...], out: Path, settings: Settings, c
 
 
 def folder_of(spec: RunSpec) -> str:
-    return f"{spec.preset.replace(':', '.')}-ipc{spec.ipc}"
+    """Of its artifact: the method's name without what a shell would stumble over."""
+    name = re.sub(r"[^\w.=]+", "-", spec.preset.replace(":", ".")).strip("-")
+    return f"{name}-ipc{spec.ipc}"

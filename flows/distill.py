@@ -8,6 +8,7 @@ from dd_tasks.initialise import WholeImages
 from dd_tasks.recipe import voters_in
 from flows.assemble import Results, assemble, resolve
 from flows.committee import measure_priors, train_committee
+from flows.guides import train_guides
 from flows.recover import recover
 from flows.settings import Settings
 from flows.tasks import (
@@ -41,13 +42,14 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
 
     # Squeeze: observers learn the real data and are frozen. Where votes are weighed, each first distils alone.
     seats = train_committee(run.observers, data, settings)
+    pools = train_guides(run, data, settings)
     if any(voters.needs_priors for voters in voters_in(recipe)):
-        seats = measure_priors(run, seats, data, settings)
+        seats = measure_priors(run, seats, data, settings, pools)
 
     # Recover: chosen real images are optimised, panel by panel, through exploration and exploitation.
     first = choose_images(begin, candidates, seats, spec.ipc, data, seed_of(spec.seed, "choose"), settings)
     panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
-    finished, canvas = recover(recipe, first, panels, seats, data, spec.seed, settings)
+    finished, canvas = recover(recipe, first, panels, seats, data, spec.seed, settings, pools)
 
     # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed.
     labels = relabel(recipe.labeller, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
@@ -75,5 +77,5 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     measured = [(row, seed, found.result()) for row, seed, found in scores]
 
     # Assemble, validate, and only then put in place.
-    results = Results(seats, first, finished, canvas, labels, measured)
+    results = Results(seats, pools, first, finished, canvas, labels, measured)
     return assemble(run, data, results, out, settings, command)

@@ -38,7 +38,9 @@ def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command
     show_result(manifest, out, page)
 
 
-def compare(specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str) -> None:
+def compare(
+    specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str, factors: tuple[str, ...] = ()
+) -> None:
     from flows.assemble import resolve
 
     for spec in specs:
@@ -46,9 +48,14 @@ def compare(specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: 
     check_places(specs[0].shards + specs[0].test, settings)
     from flows.compare import PAGE, compare_presets, folder_of
 
+    named_so: dict[str, str] = {}
     for spec in specs:
+        if (other := named_so.setdefault(folder_of(spec), spec.preset)) != spec.preset:
+            raise InputError(
+                f"{spec.preset!r} and {other!r} would share the folder {folder_of(spec)}; compare them apart"
+            )
         artifact.check_out(out / folder_of(spec))
-    found = compare_presets(specs, out, settings, command)
+    found = compare_presets(specs, out, settings, command, factors)
     show_comparison(found)
     print(f"\npage: {out / PAGE}")
 

@@ -6,6 +6,7 @@ types, is off). Between tasks travel `Ref`s, `Data` and small facts; tensors sta
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,9 +18,9 @@ from dd_tasks import committee, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import Initialiser
+from dd_tasks.initialise import Demanding, Initialiser
 from dd_tasks.label import Labeller
-from dd_tasks.learners import Learners
+from dd_tasks.networks import Shape
 from dd_tasks.recipe import Recipe, identity
 from dd_tasks.shards import Quarantine
 from dd_tasks.statistics import to_tensors
@@ -31,6 +32,7 @@ from flows.workspace import (
     Data,
     Made,
     Panel,
+    Pool,
     Seat,
     device_of,
     facts_of,
@@ -121,6 +123,21 @@ def import_observer(member: Imported, data: Data, settings: Settings) -> Ref:
     return kept(ref, f"observer {member.name}", settings, make)
 
 
+@stage("import guide {member.name}")
+def import_guide(member: Imported, shape: Shape, settings: Settings) -> tuple[Ref, Shape]:
+    """A pre-trained guide as it is, and the classes that it knows, which need not be those of the images."""
+    ref = Ref("guide", identity("guide", 1, architecture=member.architecture, sha256=member.sha256))
+
+    def make() -> Made:
+        weights = committee.load_weights(member, shape)
+        classes = committee.classes_in(member.architecture, weights, shape)
+        committee.restore(member.architecture, weights, replace(shape, classes=classes), device_of(settings))
+        return {"classes": classes}, {"weights": weights}
+
+    found = kept(ref, f"guide {member.name}", settings, make)
+    return found, replace(shape, classes=facts_of(found, settings)["classes"])
+
+
 @stage("measure {recipe.name}")
 def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Settings) -> Seat:
     """The observer's layer statistics over the training images."""
@@ -136,7 +153,7 @@ def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Setting
 
 
 @stage("draw candidates (seed {seed})")
-def draw_candidates(initialiser: Initialiser | Learners, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
+def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
     """Real images a class, in one pass over the training part; fewer than the initialiser would like where a class has
     fewer, never fewer than it needs."""
     wanted, least = initialiser.demand(ipc), initialiser.least(ipc)
@@ -182,17 +199,19 @@ def choose_images(
 @stage("recover panel {panel.index}")
 def recover_panel(
     recipe: Recipe, first: Ref, panel: Panel, seats: tuple[Seat, ...], data: Data, settings: Settings,
-    real: Ref | None = None,
+    real: Ref | None = None, pools: tuple[Pool, ...] = (),
 ) -> Ref:  # fmt: skip
     """One panel through the schedule. The labeller has no part in its identity."""
     judged = {"ballots": recipe.ballots, "schedule": recipe.schedule, "real": real and real.digest}
+    if pools:
+        judged["pools"] = [pool.digest for pool in pools]
     by = [[*seat.vote, seat.statistics.digest] for seat in seats]
     place = [panel.start, panel.stop, panel.seed]
     ref = Ref("panel", identity("recover", 2, **judged, first=first.digest, seats=by, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings)[panel.start : panel.stop]
-        studio = studio_of(seats, data, panel.seed, settings, real)
+        studio = studio_of(seats, data, panel.seed, settings, real, pools)
         made = distill(recipe, canvas, studio, f"recover panel {panel.index}")
         facts, tensors = put_canvas(made.canvas)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}

@@ -73,6 +73,29 @@ class Seat:
 
 
 @dataclass(frozen=True)
+class GuideSeat:
+    """A guide, by reference: which of the weights that its training left, and the images and classes it knows."""
+
+    name: str
+    architecture: str
+    weights: Ref
+    checkpoint: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Guides, by the text that asked for them."""
+
+    text: str
+    guides: tuple[GuideSeat, ...]
+
+    @property
+    def digest(self) -> str:
+        return identity("pool", 1, guides=[(g.weights.digest, g.checkpoint) for g in self.guides])
+
+
+@dataclass(frozen=True)
 class Panel:
     """The unit of recovery: slots [start, stop) of the canvas, with a seed of its own."""
 
@@ -151,11 +174,27 @@ def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> t
     return tuple(observers)
 
 
-def studio_of(seats: tuple[Seat, ...], data: Data, seed: int, settings: Settings, real: Ref | None = None) -> Studio:
+@lru_cache(maxsize=1)
+def guides_of(pools: tuple[Pool, ...], settings: Settings) -> dict[str, tuple[torch.nn.Module, ...]]:
+    """The networks of the pools, frozen, on the device."""
+
+    def network(guide: GuideSeat) -> torch.nn.Module:
+        weights = store_of(settings).get(guide.weights, guide.checkpoint).tensors[guide.checkpoint]
+        net = committee.restore(guide.architecture, weights, guide.shape, device_of(settings))
+        return net.eval().requires_grad_(False)
+
+    return {pool.text: tuple(network(guide) for guide in pool.guides) for pool in pools}
+
+
+def studio_of(
+    seats: tuple[Seat, ...], data: Data, seed: int, settings: Settings, real: Ref | None = None,
+    pools: tuple[Pool, ...] = (),
+) -> Studio:  # fmt: skip
     shape, device = data.shape, device_of(settings)
     rng = torch.Generator(device).manual_seed(seed)
     observers, pool = observers_of(seats, shape, settings), pool_of(real, data.side, settings) if real else None
-    return Studio(observers, shape.classes, shape.mean, shape.std, rng, device, console.track, pool)
+    guides = guides_of(pools, settings)
+    return Studio(observers, shape.classes, shape.mean, shape.std, rng, device, console.track, pool, guides)
 
 
 @lru_cache(maxsize=1)

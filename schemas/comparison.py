@@ -10,6 +10,7 @@ from schemas.manifest import SHA256, Claim, Frozen, ObserverEntry
 class ComparisonRow(Frozen):
     """One method at one number of images per class."""
 
+    factor: str | None = Field(default=None, description="what this row of a study varies")
     preset: str
     ipc: int = Field(ge=1)
     folder: str = Field(description="of its artifact, beside this file")

@@ -51,6 +51,15 @@ class ObserverEntry(Frozen):
     seconds: float = Field(ge=0)
 
 
+class GuideEntry(Frozen):
+    """A pre-trained network that pulled the images."""
+
+    name: str
+    architecture: str
+    checkpoint: str = Field(description="which of the weights that its training left")
+    digest: str = Field(pattern=SHA256, description="of its training or import")
+
+
 class LabelInfo(Frozen):
     codec: Literal["exact"] = Field(description="exact: one float16 logit per class and view")
     epochs: int = Field(ge=0, description="labelled views of every image")
@@ -104,6 +113,7 @@ class Manifest(Frozen):
     test: SourceData | None = None
     held_out: float = Field(ge=0, lt=1, description="share of the training data kept from observers for choices")
     observers: list[ObserverEntry]
+    guides: list[GuideEntry] = Field(default=[], description="pre-trained networks beside the observers")
     labels: LabelInfo
     claims: list[Claim]
     cost: Cost

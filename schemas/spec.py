@@ -28,6 +28,7 @@ class RunSpec(BaseModel):
     labels: str | None = Field(
         default=None, description="preset whose labeller labels all rows; default: the method's own"
     )
+    guides: str | None = Field(default=None, description="pool of pre-trained guides; default: the method's own")
     hard_rows: bool = Field(default=False, description="also score hard labels on the same images")
     seed: int = Field(default=0, ge=0)
     panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dd_tasks import packing
 from dd_tasks.validate import validate
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -160,6 +161,28 @@ def test_images_that_follow_networks_in_training_are_scored_by_their_classes(
     assert (loaded.views.crops.boxes_N4[:, 2:] <= 8).all()
     again = distil(quick, tmp_path / "again", first[1], **changed)
     assert parquet(again) == parquet(manifest)
+
+
+def test_guides_are_trained_once_and_named_in_the_artifact(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign = tmp_path / "foreign"
+    samples = [sample for sample in packing.digits_samples("test", 16)[1] if sample[3] < 4]
+    packing.pack(iter(samples), packing.digits_samples("test", 16)[0][:4], foreign, prefix="train")
+    pool = f"convnet2_w4@epoch=1,2 seeds=0..1; convnet2_w4@epoch=1 source={foreign}/train-0000.tar"
+    changed = {"preset": "clom(e2d)", "seeds": 1, "full_epochs": 0, "guides": pool}
+    changed["set"] = {"observers.epochs": "1", "schedule.phases.0.steps": "4", "schedule.phases.1.steps": "2"}
+    changed["set"] |= {"labeller.epochs": "3"}
+    with caplog.at_level(logging.INFO, "flows"):
+        manifest = distil(quick, tmp_path / "d", first[1], **changed)
+    assert validate(tmp_path / "d") == [] and len(re.findall(r"observer convnet2_w4.* made in", caplog.text)) == 3
+    assert [guide.checkpoint for guide in manifest.guides] == ["epoch-1", "epoch-2", "epoch-1", "epoch-2", "epoch-1"]
+    assert manifest.cost.seconds["guides"] > 0 and "convnet2\\_w4" in (tmp_path / "d" / "README.md").read_text()
+    caplog.clear()
+    changed |= {"preset": f"clom(e2d, {pool})", "guides": None}
+    with caplog.at_level(logging.INFO, "flows"):
+        again = distil(quick, tmp_path / "again", first[1], **changed)
+    assert "made in" not in caplog.text and parquet(again) == parquet(manifest)
 
 
 def test_noise_needs_no_real_images_and_is_published_without_sources(

@@ -36,7 +36,7 @@ RANKS = (
     ),
     ("shards", "card", "voters"),
     ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
-    ("learners",),
+    ("learners", "guides"),
     ("recipe", "students", "validate", "comparison"),
     ("presets", "distill"),
 )

@@ -158,7 +158,7 @@ def test_every_observer_weighs_the_same_in_the_choice(scale):
 def test_representatives_of_digits_are_of_their_class_distinct_and_a_function_of_the_seed():
     candidates = tiny.digit_candidates(20)
     label_of = dict(zip(candidates.keys, candidates.labels, strict=True))
-    canvas, again = (Representatives(20).choose(candidates, 4, 16, tiny.studio(seed=3)) for _ in range(2))
+    canvas, again = (Representatives(candidates=20).choose(candidates, 4, 16, tiny.studio(seed=3)) for _ in range(2))
     assert len(set(canvas.sources)) == 40 and canvas.sources == again.sources
     assert [label_of[key] for (key,) in canvas.sources] == canvas.targets_N.tolist() == list(range(10)) * 4
     assert torch.equal(canvas.images_NCHW, images_of(candidates, canvas.sources))

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from test_guides import network
 from test_learners import pool
 
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
+from dd_tasks.guides import POOL
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
@@ -166,7 +168,8 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     phases = tuple(replace(phase, steps=min(phase.steps, steps)) for phase in recipe.schedule.phases)
     small = {"architecture": "convnet2_w8", "samples": 0, "batch": 10, "among": 15}
     ballots = tuple(
-        replace(b, voters=replace(b.voters, **small) if b.voters.needs_real else b.voters) for b in recipe.ballots
+        replace(b, voters=replace(b.voters, **small) if isinstance(b.voters, Learners) else b.voters)
+        for b in recipe.ballots
     )
     schedule = replace(recipe.schedule, phases=phases)
     return replace(recipe, ballots=ballots, schedule=schedule, labeller=replace(recipe.labeller, epochs=2))
@@ -179,13 +182,13 @@ def test_every_preset_distils_digits(name):
     recipe, candidates = shortened(preset(name, side=tiny.SIDE), 25), tiny.digit_candidates(20, tiny.CLASSES)
     runs = []
     for seed in (1, 1, 2):
-        studio = replace(tiny.studio(*observers, seed=seed), real=pool())
+        studio = replace(tiny.studio(*observers, seed=seed), real=pool(), guides={POOL: (network(0), network(1))})
         first = recipe.initialiser.choose(candidates, 2, tiny.SIDE, studio)
         made = distill(recipe, first, studio)
         runs.append((first, made, recipe.labeller.label(made.canvas, studio)))
     (first, made, views), (_, again, views_again), (_, other, views_other) = runs
     seats = sum(ballot.voters.at_once(len(observers)) for ballot in recipe.ballots)
-    tiles = 4 if name == "dream_plus" else 1
+    tiles = 4 if name in ("dream_plus", "clom") else 1
     assert made.image_updates == len(made.loss_T) * len(first) * tiles * seats
     assert made.canvas.targets_N.tolist() == [0, 1, 2, 0, 1, 2] and made.canvas.sources == first.sources
     assert views.logits_VK.isfinite().all() and len(views) == 12
