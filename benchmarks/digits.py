@@ -1,0 +1,52 @@
+"""Every preset on the quickstart's digits: `python -m benchmarks.digits --data runs/quickstart/shards`.
+
+One `retort run` each; the seconds of the whole command and its rows go to benchmarks/results/digits-presets.json. The
+recipes are the presets' own at 16 px, but for the matching methods, whose networks in training and iterations are those
+of MATCHING. All but the first find the committee in the store.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.shards import RESULTS
+from dd_tasks.presets import PRESETS
+
+OPTIONS = (
+    "--ipc 3 --committee tiny --no-flip --student convnet3_w32 --student-batch 10 --seeds 2 --student-epochs 80 "
+    "--full-epochs 0 --set labeller.epochs=80 --set labeller.scale=[0.5,1.0]"
+)
+MATCHING = "--set schedule.phases.0.steps=40 --set ballots.0.voters.architecture=convnet3_w32"
+SMALLER = {"dream_plus": MATCHING, "clom": f"{MATCHING} --guides 'convnet3_w32@epoch=2,4,8 seeds=0..2'"}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--data", type=Path, required=True, help="folder of the packed digits, with train/ and test/")
+    arguments = options.parse_args()
+    retort, rows = Path(sys.executable).with_name("retort"), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PRESETS:
+            typed = f"run {name} --shards '{arguments.data}/train/*.tar' --test '{arguments.data}/test/*.tar' {OPTIONS}"
+            command = shlex.split(f"{typed} {SMALLER.get(name, '')}")
+            start = time.perf_counter()
+            places = ["--out", f"{folder}/{name}", "--store", f"{folder}/store"]
+            subprocess.run([retort, *command, *places], check=True)
+            seconds = round(time.perf_counter() - start, 1)
+            manifest = json.loads((Path(folder) / name / "retort.json").read_text())
+            kept = {"claims": manifest["claims"], "image_updates": manifest["cost"]["image_updates"]}
+            text = shlex.join(["retort", *command]).replace(str(arguments.data), "DIGITS")
+            rows.append({"preset": name, "wall_seconds": seconds, "command": text, **kept})
+    result = {"benchmark": "digits-presets", "machine": manifest["cost"]["machine"], "rows": rows}
+    path = RESULTS / "digits-presets.json"
+    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
