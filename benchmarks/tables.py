@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dd_tasks import comparison
-from dd_tasks.claims import ROWS, accuracy
+from dd_tasks.card import escape
+from dd_tasks.claims import ROWS, accuracy, pairings, percent
 from schemas.comparison import Comparison
 from schemas.manifest import Claim
 
@@ -48,8 +49,58 @@ def comparisons() -> str:
     return "".join(f"\n{part}" for part in parts)
 
 
+def curves() -> str:
+    """Markdown: matching with class labels over its iterations."""
+    parts = []
+    for result in results():
+        if "reached" not in result:
+            continue
+        rows, reached = result["rows"], result["reached"]
+        presets = list(dict.fromkeys(row["preset"] for row in rows))
+        parts += [f"| iterations | {' | '.join(map(escape, presets))} |", "|---:|" + "---:|" * len(presets)]
+        for iterations in dict.fromkeys(row["iterations"] for row in rows):
+            at = {row["preset"]: row for row in rows if row["iterations"] == iterations}
+            cells = [accuracy(_claim(at[preset], "distilled_hard")) if preset in at else "" for preset in presets]
+            parts.append(f"| {iterations} | {' | '.join(cells)} |")
+        when = "at no iteration here" if reached["iterations"] is None else f"at iteration {reached['iterations']}"
+        real, minutes = accuracy(_claim(rows[0], "random_hard")), result["wall_seconds"] / 60
+        parts += [
+            f"\nClass labels, {rows[0]['ipc']} images per class; random real images: {real}. What random sampling has at "
+            f"its last iteration, {percent(reached['level'])}, DREAM+ has {when}.",
+            f"`{result['commands'][-1]}` and so on: {minutes:.0f} minutes on {result['machine']}.\n",
+        ]
+    return "\n".join(parts)
+
+
+def _claim(row: dict[str, Any], of: str) -> Claim:
+    return Claim.model_validate(next(claim for claim in row["claims"] if claim["row"] == of))
+
+
+def digits() -> str:
+    """Markdown: every preset on the quickstart's digits."""
+    parts = []
+    for result in results():
+        if result["benchmark"] != "digits-presets":
+            continue
+        parts += [
+            "| digits, 3 per class | distilled | random | image-updates | seconds in all |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for row in result["rows"]:
+            pair = pairings([Claim.model_validate(claim) for claim in row["claims"]])[0]
+            cells = (
+                accuracy(pair.distilled),
+                accuracy(pair.random),
+                f"{row['image_updates']:,}",
+                f"{row['wall_seconds']:.0f}",
+            )
+            parts.append(f"| {row['preset']} | {' | '.join(cells)} |")
+        parts += ["", f"`{result['rows'][0]['command']}` and so on, on {result['machine']}.", ""]
+    return "\n".join(parts)
+
+
 def rewritten(readme: str) -> str:
-    return MARKS.sub(lambda match: match[1] + runs() + comparisons() + match[2], readme)
+    return MARKS.sub(lambda match: match[1] + runs() + comparisons() + curves() + digits() + match[2], readme)
 
 
 if __name__ == "__main__":
