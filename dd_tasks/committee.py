@@ -69,7 +69,23 @@ REFERENCE = tuple(
     ObserverRecipe(name, epochs=200)
     for name in ("resnet18", "resnet50", "shufflenet_v2_x0_5", "mobilenet_v2", "densenet121")
 )
-COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {"tiny": TINY, "small": SMALL, "reference": REFERENCE}
+
+
+def at_224(architecture: str, peak_rate: float = 0.1) -> ObserverRecipe:
+    """Trained from scratch on large images as torchvision's references are, but for one cycle and shifts as views."""
+    return ObserverRecipe(architecture, epochs=90, peak_rate=peak_rate, batch=256, weight_decay=1e-4, reach=32)
+
+
+IMAGENET_SHARED = at_224("resnet18"), at_224("mobilenet_v2", 0.045), at_224("shufflenet_v2_x0_5")
+EDC_IMAGENET = (*IMAGENET_SHARED, at_224("efficientnet_b0"), at_224("alexnet", 0.01))  # methods section 4
+CV_DD_IMAGENET = (*IMAGENET_SHARED, at_224("resnet50"), at_224("densenet121"))  # section 6
+COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {
+    "tiny": TINY,
+    "small": SMALL,
+    "reference": REFERENCE,
+    "edc_imagenet": EDC_IMAGENET,
+    "cv_dd_imagenet": CV_DD_IMAGENET,
+}
 
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?(?<!\.safetensors)")  # a name with a dot, timm's say, is no file's suffix

@@ -5,7 +5,7 @@ Shape letters: N images, M remembered crops an image.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -89,11 +89,15 @@ class SharedCrop:
         n = len(memory.hardness_NM)
         crop = random_crops(1, side, (self.smallest(progress), self.scale[1]), rng, flip=self.flip)
         crops = Crops(crop.boxes_N4.expand(n, 4), crop.flips_N.expand(n))
-        roll_2 = torch.randint(0, self.jitter + 1, (2,), generator=rng, device=rng.device) if self.jitter else None
-        return Chosen(crops, torch.full_like(crops.flips_N, -1, dtype=torch.int64), roll_2)
+        return Chosen(crops, torch.full_like(crops.flips_N, -1, dtype=torch.int64), random_roll(self.jitter, rng))
 
     def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
         return memory
+
+
+def random_roll(jitter: int, rng: torch.Generator) -> Tensor | None:
+    """roll_2 of 0 to `jitter` pixels each way; none where it is 0."""
+    return torch.randint(0, jitter + 1, (2,), generator=rng, device=rng.device) if jitter else None
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,26 @@ class Revisit:
 
 
 @dataclass(frozen=True)
+class Rolled:
+    """The crops of another viewer, all rolled alike by up to `jitter` pixels each way (E2D on ImageNet-21K, methods
+    section 5). A remembered crop is rolled anew."""
+
+    viewer: RandomCrops | Revisit = RandomCrops()
+    jitter: Count = 32
+
+    @property
+    def may_finish(self) -> bool:
+        return self.viewer.may_finish
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
+        chosen = self.viewer.choose(memory, side, rng, progress)
+        return replace(chosen, roll_2=random_roll(self.jitter, rng))
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        return self.viewer.remember(memory, chosen, hardness_N)
+
+
+@dataclass(frozen=True)
 class Adam:
     """The pixels' optimiser; `rate` in units of the data's channel std."""
 
@@ -168,7 +192,7 @@ class Sgd:
 @dataclass(frozen=True)
 class Phase:
     steps: Count
-    viewer: RandomCrops | SharedCrop | Revisit | Tiles
+    viewer: RandomCrops | SharedCrop | Revisit | Tiles | Rolled
 
 
 @dataclass(frozen=True)

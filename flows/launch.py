@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dd_tasks.claims import accuracy
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.networks import builder
-from dd_tasks.recipe import plain
+from dd_tasks.recipe import Recipe, plain
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from flows.settings import Settings
@@ -125,10 +126,15 @@ def show_plan(spec: RunSpec, out: Path) -> None:
 
 
 def show_presets() -> None:
-    table = Table(title="presets")
+    for title, methods in (("presets", presets.PRESETS), ("presets for ImageNet-21K", presets.LARGE)):
+        _shown(140).print(_listed(title, methods))
+
+
+def _listed(title: str, methods: Mapping[str, Callable[..., Recipe]]) -> Table:
+    table = Table(title=title)
     for column in ("preset", "what it is", "initialiser", "voters", "terms", "steps", "labels"):
         table.add_column(column)
-    for name, make in presets.PRESETS.items():
+    for name, make in methods.items():
         recipe = make(side=SIDE_FOR_PLAN)
         voters = ", ".join(type(b.voters).__name__ for b in recipe.ballots)
         terms = " + ".join(type(t).__name__ for b in recipe.ballots for t in b.terms)
@@ -137,7 +143,7 @@ def show_presets() -> None:
             name, (make.__doc__ or "").splitlines()[0], type(recipe.initialiser).__name__, voters, terms,
             str(recipe.schedule.steps), f"{type(labeller).__name__}, {labeller.epochs} views an image",
         )  # fmt: skip
-    _shown(140).print(table)
+    return table
 
 
 def write_report(path: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tarred import write_tar
 
-from dd_tasks.presets import PRESETS
+from dd_tasks.presets import LARGE, PRESETS
 from flows import cli
 
 RETORT = Path(sys.executable).with_name("retort")
@@ -83,7 +83,8 @@ def test_an_unknown_preset_names_the_choices(
     run: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refused(capsys, monkeypatch, *[run[0], "e2dd", *run[2:]])
-    assert line == f"retort: unknown preset 'e2dd'; did you mean 'e2d'? (choices: {', '.join(sorted(PRESETS))})"
+    choices = ", ".join(sorted(PRESETS | LARGE))
+    assert line == f"retort: unknown preset 'e2dd'; did you mean 'e2d'? (choices: {choices})"
 
 
 @pytest.mark.parametrize(
@@ -240,9 +241,10 @@ def test_presets_are_listed_with_their_parts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(monkeypatch, "presets") == 0
-    printed = capsys.readouterr().out
+    methods, large = capsys.readouterr().out.split("presets for ImageNet-21K")
     for word in ("e2d", "WholeImages", "RoundRobin", "SmoothedStatistics", "Relabel"):
-        assert word in printed
+        assert word in methods
+    assert "_21k" not in methods and "cda_21k" in large and "e2d_21k" in large
 
 
 def test_pack_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

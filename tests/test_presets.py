@@ -16,7 +16,7 @@ from dd_tasks.guides import POOL
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
-from dd_tasks.presets import PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, sre2l, sre2l_pp
+from dd_tasks.presets import LARGE, PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, sre2l, sre2l_pp
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
 from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
@@ -25,9 +25,12 @@ from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 GAP = (CrossEntropy(1.0), BatchNormMatching(0.01, first_layer=10.0))
 
 
-@pytest.mark.parametrize(("side", "jitter", "rate"), [(32, 4, 0.25), (64, 4, 0.25), (65, 32, 0.1), (224, 32, 0.1)])
-def test_sre2l_is_these_five_parts(side, jitter, rate):
-    phase = Phase(1000, SharedCrop(scale=(0.08, 1.0), jitter=jitter))
+@pytest.mark.parametrize(
+    ("side", "steps", "jitter", "rate"),
+    [(32, 1000, 4, 0.25), (64, 1000, 4, 0.25), (65, 4000, 32, 0.1), (224, 4000, 32, 0.1)],
+)
+def test_sre2l_is_these_five_parts(side, steps, jitter, rate):
+    phase = Phase(steps, SharedCrop(scale=(0.08, 1.0), jitter=jitter))
     labeller = Relabel(voters=One(), epochs=300, scale=(0.08, 1.0), mix=True, batch_statistics=None)
     schedule = Schedule((phase,), Adam(rate=rate, betas=(0.5, 0.9), eps=1e-8))
     assert sre2l(side=side) == Recipe(Noise(), (Ballot(One(), GAP),), schedule, labeller)
@@ -122,12 +125,12 @@ def test_a_preset_is_found_by_name():
 def test_an_unknown_preset_names_the_choices():
     with pytest.raises(InputError) as refused:
         preset("nope", side=32)
-    assert str(refused.value) == f"unknown preset 'nope' (choices: {', '.join(sorted(PRESETS))})"
+    assert str(refused.value) == f"unknown preset 'nope' (choices: {', '.join(sorted(PRESETS | LARGE))})"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS | LARGE)
 def test_every_preset_says_where_it_comes_from(name):
-    doc = PRESETS[name].__doc__ or ""
+    doc = (PRESETS | LARGE)[name].__doc__ or ""
     assert "Paper:" in doc and "Departs:" in doc
 
 

@@ -14,7 +14,7 @@ import torch
 from dd_tasks.committee import ObserverRecipe
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Collage, Representatives, WholeImages
-from dd_tasks.presets import PRESETS, cv_dd, e2d
+from dd_tasks.presets import LARGE, PRESETS, cv_dd, e2d, preset
 from dd_tasks.recipe import PARTS, alone, identity, override, plain, voters_in, without_flips
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, SharedCrop
 from dd_tasks.students import StudentRecipe
@@ -225,7 +225,7 @@ INT, FLOAT, PAIR = "expected int (input should be", "expected float (input shoul
         (
             "schedule.phases.0.viewer", "CrossEntropy",
             "unknown part in --set schedule.phases.0.viewer 'CrossEntropy'"
-            " (choices: RandomCrops, Revisit, SharedCrop, Tiles)",
+            " (choices: RandomCrops, Revisit, Rolled, SharedCrop, Tiles)",
         ),
         (
             "schedule.phases.0", "Phase",
@@ -295,9 +295,9 @@ def numbers_in(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("side", [32, 224])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS | LARGE)
 def test_presets_pass_their_own_ranges(name, side):
-    recipe = PRESETS[name](side=side)
+    recipe = preset(name, side=side)
     numbers = dict(numbers_in(recipe))
     assert "schedule.optimiser.rate" in numbers and "labeller.epochs" in numbers
     for path, value in numbers.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops
-from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
+from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Rolled, Schedule, Sgd, SharedCrop, Tiles
 from dd_tasks.types import CropMemory, Crops
 
 NONE = -math.inf
@@ -144,6 +144,22 @@ def test_a_shared_crop_is_one_for_the_whole_panel_and_a_new_one_every_step():
 
 def test_without_jitter_nothing_is_rolled():
     assert SharedCrop().choose(CropMemory.empty(2, 1, tiny.CPU), 16, tiny.generator()).roll_2 is None
+
+
+@pytest.mark.parametrize("inner", [RandomCrops(threshold=0.3), Revisit(threshold=0.3)])
+def test_a_rolled_viewer_is_the_inner_one_but_for_the_roll(inner):
+    viewer, full, nothing = Rolled(inner, jitter=4), memory([1.0, 0.4], [NONE, 0.6]), CropMemory.empty(2, 2, tiny.CPU)
+    assert viewer.may_finish == inner.may_finish
+    for seed, before in ((0, full), (1, full), (2, nothing)):
+        rolled, plain = (v.choose(before, 16, tiny.generator(seed)) for v in (viewer, inner))
+        assert torch.equal(rolled.crops.boxes_N4, plain.crops.boxes_N4)
+        assert torch.equal(rolled.memory_N, plain.memory_N) and plain.roll_2 is None
+        after, expected = (v.remember(before, plain, torch.tensor([0.2, 0.9])) for v in (viewer, inner))
+        assert torch.equal(after.hardness_NM, expected.hardness_NM)
+        assert torch.equal(after.boxes_NM4, expected.boxes_NM4)
+    rng = tiny.generator()
+    rolls = {tuple(viewer.choose(full, 16, rng).roll_2.tolist()) for _ in range(300)}
+    assert rolls == {(down, right) for down in range(5) for right in range(5)}
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 0.9])
