@@ -27,7 +27,7 @@ from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
 from dd_tasks.ranges import Amount, Count, Positive, Several
 from dd_tasks.shards import Feed
-from dd_tasks.statistics import LayerStatistics, listening, measure, watched
+from dd_tasks.statistics import LayerStatistics, convolutions, listening, measure, patches_of, watched
 from dd_tasks.types import Reading, Track, untracked
 
 log = logging.getLogger(__name__)
@@ -160,30 +160,33 @@ def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Observer:
-    """A frozen network. `read` gives logits, and on request the moments of its watched layers' inputs."""
+    """A frozen network. `read` gives logits, and on request the moments of its watched layers' inputs, and those of the
+    patches of its convolutions' inputs."""
 
     name: str
     net: nn.Module
     statistics: tuple[LayerStatistics, ...] = ()
     accuracy: float = 0.0
     prior: float | None = None
+    patches: tuple[LayerStatistics, ...] = ()
     layers: tuple[nn.Module, ...] = field(init=False)
+    convolutions: tuple[nn.Module, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.net.eval().requires_grad_(False)
         object.__setattr__(self, "layers", watched(self.net))
+        object.__setattr__(self, "convolutions", convolutions(self.net))
 
-    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading:
-        if not moments:
-            return Reading(self.net(pixels_NCHW))
-        with listening(self.layers) as heard:
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False, patches: bool = False) -> Reading:
+        layers, convolved = self.layers if moments else (), self.convolutions if patches else ()
+        with listening(layers) as heard, listening(convolved, patches_of) as by_patch:
             logits_NK = self.net(pixels_NCHW)
-        return Reading(logits_NK, tuple(heard[layer] for layer in self.layers))
+        return Reading(logits_NK, tuple(heard[m] for m in layers), tuple(by_patch[m] for m in convolved))
 
     def readings(
-        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> Iterator[tuple[Tensor | slice, Reading]]:
-        yield slice(None), self.read(pixels_NCHW, moments=moments)
+        yield slice(None), self.read(pixels_NCHW, moments=moments, patches=patches)
 
     @torch.no_grad()
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
@@ -312,12 +315,14 @@ def accuracy(net: nn.Module, feed: Feed, device: torch.device) -> float:
 
 
 def statistics(
-    net: nn.Module, feed: Feed, classes: int, device: torch.device, track: Track = untracked
+    net: nn.Module, feed: Feed, classes: int, device: torch.device, track: Track = untracked, *, patches: bool = False
 ) -> tuple[LayerStatistics, ...]:
-    """The layer statistics of a frozen network over the feed, in one pass."""
+    """The layer statistics of a frozen network over the feed, by channel or by patch, in one pass."""
     net.eval()
-    batches = track(feed.batches(500, seed=None), "measure statistics", math.ceil(feed.samples / 500))
-    return measure(net, ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches), classes)[0]
+    what = "measure patches" if patches else "measure statistics"
+    batches = track(feed.batches(500, seed=None), what, math.ceil(feed.samples / 500))
+    pairs = ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches)
+    return measure(net, pairs, classes, patches=patches)[0]
 
 
 def classes_in(architecture: str, weights: Mapping[str, Tensor], shape: Shape) -> int:

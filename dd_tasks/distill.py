@@ -89,7 +89,10 @@ def convene(ballots: tuple[Ballot, ...], studio: Studio) -> Judge:
         (
             ballot.voters.convene(studio),
             [term.convene(studio) for term in ballot.terms],
-            any(term.needs_moments for term in ballot.terms),
+            {
+                "moments": any(term.needs_moments for term in ballot.terms),
+                "patches": any(term.needs_patches for term in ballot.terms),
+            },
             ballot.voters.tells_hardness,
         )
         for ballot in ballots
@@ -99,9 +102,9 @@ def convene(ballots: tuple[Ballot, ...], studio: Studio) -> Judge:
         leaf_VCSS = views_VCSS.detach().requires_grad_()
         loss, hardness_V, seats = views_VCSS.new_zeros(()), views_VCSS.new_zeros(len(views_VCSS)), 0
         slope_VCSS = torch.zeros_like(views_VCSS)
-        for seating, terms, moments, hardness in convened:
+        for seating, terms, needs, hardness in convened:
             for observer, weight in seating(tick.step):
-                for rows, reading in observer.readings(leaf_VCSS, targets_V, moments=moments):
+                for rows, reading in observer.readings(leaf_VCSS, targets_V, **needs):
                     part = weight * torch.stack([term(observer, reading, targets_V[rows]) for term in terms]).sum()
                     (slope,) = torch.autograd.grad(part, leaf_VCSS)
                     if hardness:

@@ -148,25 +148,26 @@ class Guide:
     """A frozen network beside real images."""
 
     statistics: tuple[Any, ...] = ()
+    patches: tuple[Any, ...] = ()
     prior: float | None = None
 
     def __init__(self, name: str, net: nn.Module, real: RealImages, batch: int, rng: torch.Generator) -> None:
         self.name, self.net, self.real, self.batch, self.rng = name, net, real, batch, rng
 
-    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading:
-        if moments:
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False, patches: bool = False) -> Reading:
+        if moments or patches:
             raise InputError(f"guides {self.name}: no statistics were measured of them; judge by other terms")
         logits_NK, features_NE = with_features(self.net, pixels_NCHW)
         return Reading(logits_NK, features_NE=features_NE)
 
     def readings(
-        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> Iterator[tuple[slice, Reading]]:
         rows_M = torch.randint(len(self.real), (self.batch,), generator=self.rng, device=self.rng.device)
         rows_M = rows_M.to(self.real.targets_P.device)
         with torch.no_grad():
             real = self.read(self.real.pixels(rows_M))
-        own = self.read(pixels_NCHW, moments=moments)
+        own = self.read(pixels_NCHW, moments=moments, patches=patches)
         yield slice(None), replace(own, real=real, real_targets_M=self.real.targets_P[rows_M])
 
     @torch.no_grad()

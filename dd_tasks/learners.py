@@ -79,6 +79,7 @@ class Learner:
     """One such network: an observer that still learns."""
 
     statistics: tuple[Any, ...] = ()
+    patches: tuple[Any, ...] = ()
     prior: float | None = None
     TRAINING_BATCH = 128
 
@@ -96,12 +97,12 @@ class Learner:
         self.rows_by_class = [real.rows_of(label) for label in range(studio.classes)]
         self.chosen: dict[int, Tensor] = {}
 
-    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading:
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False, patches: bool = False) -> Reading:
         logits_NK, features_NE = with_features(self.net, pixels_NCHW)
         return Reading(logits_NK, features_NE=features_NE)
 
     def readings(
-        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> Iterator[tuple[Tensor, Reading]]:
         """For each class its rows, and the reading of their views beside that of real images, augmented alike."""
         rng = self.studio.rng

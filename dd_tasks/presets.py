@@ -20,6 +20,7 @@ from dd_tasks.terms import (
     CrossEntropy,
     FeatureMean,
     GradientMatching,
+    PatchStatistics,
     SmoothedStatistics,
 )
 from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
@@ -128,12 +129,13 @@ def edc(*, side: int) -> Recipe:
     .5..1, Adam .05; statistics weigh .01 up to 64 px, .1 above; mean logits of the committee as labels. Begins from
     whole images up to 64 px, from RDED's above.
     Departs: the average of the statistics starts at the first step's value, not at zero, and does not leak from one
-    panel to the next; the statistics of patches are left out.
+    panel to the next; up to 64 px the statistics of patches are left out.
     """
     small = side <= SMALL_SIDE
+    terms = (CrossEntropy(), SmoothedStatistics(weight=0.01 if small else 0.1))
     return Recipe(
         initialiser=WholeImages() if small else Collage(factor=2),
-        ballots=(Ballot(RoundRobin(), (CrossEntropy(), SmoothedStatistics(weight=0.01 if small else 0.1))),),
+        ballots=(Ballot(RoundRobin(), terms if small else (*terms, PatchStatistics())),),
         schedule=Schedule((Phase(75 if side <= 32 else 1000, RandomCrops(threshold=None)),), Adam(rate=0.05)),
         labeller=Relabel(),
     )

@@ -30,6 +30,11 @@ class Recipe:
     schedule: schedule.Schedule
     labeller: label.Labeller
 
+    @property
+    def needs_patches(self) -> bool:
+        """Whether a term matches statistics of patches, which are then measured first."""
+        return any(term.needs_patches for ballot in self.ballots for term in ballot.terms)
+
 
 PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotated so
     initialise.Initialiser: (
@@ -43,6 +48,7 @@ PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotate
         terms.CrossEntropy,
         terms.BatchNormMatching,
         terms.SmoothedStatistics,
+        terms.PatchStatistics,
         terms.FeatureMean,
         terms.GradientMatching,
         terms.ContrastivePull,

@@ -1,22 +1,26 @@
 """What a frozen network's layers see: moments of their inputs, per sample, per class and over all real data.
 
-Shape letters: N samples, K classes, C channels of the layer. G-VBSM and EDC match these (methods section 4).
+Shape letters: N samples, K classes, C channels of the layer (or patches of its input), P x Q patches of an H x W map.
+G-VBSM and EDC match these (methods section 4).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks.types import Moments
 
+GRID = 16  # patches a side, at most
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Of one layer's input over the real data, each the mean over samples of a sample's own channel mean and variance;
-    where the layer is a BatchNorm, `mean_C` and `variance_C` are its running statistics instead."""
+    """Of one layer's input over the real data, each the mean over samples of a sample's own mean and variance, by
+    channel or by patch; of a BatchNorm's, `mean_C` and `variance_C` are its running statistics instead."""
 
     batch_norm: bool
     mean_C: Tensor
@@ -30,6 +34,11 @@ def watched(net: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.Conv2d))
 
 
+def convolutions(net: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers whose inputs are matched by patches as well, in the order of the module tree."""
+    return tuple(m for m in watched(net) if isinstance(m, nn.Conv2d))
+
+
 def moments_of(input_NCHW: Tensor) -> Moments:
     """In two passes with channels last: on a CPU six times as fast as torch.var_mean over the positions."""
     input_NPC = input_NCHW.permute(0, 2, 3, 1).flatten(1, 2)
@@ -37,13 +46,38 @@ def moments_of(input_NCHW: Tensor) -> Moments:
     return Moments(mean_N1C[:, 0], (input_NPC - mean_N1C).square().mean(1))
 
 
+def patches_of(input_NCHW: Tensor) -> Moments:
+    """The moments of each cell of a GRID x GRID grid, over the cell's positions and all channels. Cells are those of
+    adaptive pooling: they overlap where they do not divide the map, and in a smaller map each is one position.
+
+    The variance is that of the channels at a position, pooled, and that of the positions' means: nothing cancels where
+    a cell is one position. Pooling by two matrix products is deterministic backwards on every device.
+    """
+    rows_HP, columns_WQ = (_cells(size, input_NCHW) for size in input_NCHW.shape[2:])
+
+    def pooled(map_NHW: Tensor) -> Tensor:
+        return (rows_HP.mT @ map_NHW @ columns_WQ).flatten(1)
+
+    variance_NHW, mean_NHW = torch.var_mean(input_NCHW, 1, correction=0)
+    mean_NC = pooled(mean_NHW)
+    between_NC = pooled(mean_NHW.square()) - mean_NC.square()
+    return Moments(mean_NC, pooled(variance_NHW) + between_NC)
+
+
+def _cells(size: int, like: Tensor) -> Tensor:
+    """weights_HP that average each of at most GRID cells of `size` positions."""
+    return F.adaptive_avg_pool1d(torch.eye(size, dtype=like.dtype, device=like.device), min(GRID, size))
+
+
 @contextmanager
-def listening(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Moments]]:
+def listening(
+    layers: Iterable[nn.Module], moments: Callable[[Tensor], Moments] = moments_of
+) -> Iterator[dict[nn.Module, Moments]]:
     """Within the block, every forward pass leaves the moments of these layers' inputs in the dict it yields."""
     heard: dict[nn.Module, Moments] = {}
 
     def hear(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        heard[layer] = moments_of(inputs[0])
+        heard[layer] = moments(inputs[0])
 
     handles = [layer.register_forward_pre_hook(hear) for layer in layers]
     try:
@@ -55,17 +89,18 @@ def listening(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Moments]]
 
 @torch.no_grad()
 def measure(
-    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, *, patches: bool = False
 ) -> tuple[tuple[LayerStatistics, ...], Tensor]:
-    """One pass over (pixels_NCHW, labels_N): the statistics of every watched layer, and counts_K of the samples seen.
+    """One pass over (pixels_NCHW, labels_N): the statistics of every watched layer by channel, or of every convolution
+    by patch, and counts_K of the samples seen.
 
     A class without samples gets the statistics of all classes. ValueError where there is not one sample.
     """
-    layers = watched(net)
+    layers, moments = (convolutions(net), patches_of) if patches else (watched(net), moments_of)
     sums: list[Tensor] = []
     counts_K = torch.zeros(classes, dtype=torch.float64)
     for pixels_NCHW, labels_N in batches:
-        with listening(layers) as heard:
+        with listening(layers, moments) as heard:
             net(pixels_NCHW)
         readings = [torch.stack([heard[m].mean_NC, heard[m].variance_NC], 1).double().cpu() for m in layers]
         sums = sums or [torch.zeros(classes, 2, r.shape[2], dtype=torch.float64) for r in readings]

@@ -21,7 +21,8 @@ Closure = Callable[[Observer, Reading, Tensor], Tensor]  # (judge, its reading, 
 
 
 class Term(Protocol):
-    needs_moments: bool
+    needs_moments: bool  # by channel
+    needs_patches: bool
 
     def convene(self, studio: Studio) -> Closure: ...
 
@@ -31,7 +32,7 @@ class CrossEntropy:
     """Mean cross-entropy of the observer against the image's class."""
 
     weight: Amount = 1.0
-    needs_moments = False
+    needs_moments = needs_patches = False
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
@@ -55,6 +56,7 @@ class BatchNormMatching:
     weight: Amount = 0.01
     first_layer: Amount = 10.0
     needs_moments = True
+    needs_patches = False
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class Matching:
 
     weight: Amount = 1.0
     distance: Literal["squared", "l1"] = "squared"
-    needs_moments = False
+    needs_moments = needs_patches = False
 
     def length(self, gap: Tensor) -> Tensor:
         return gap.square().sum() if self.distance == "squared" else gap.abs().sum()
@@ -130,7 +132,7 @@ class ContrastivePull:
     guide may know other classes: its features F are asked, not its logits."""
 
     weight: Amount = 1000.0
-    needs_moments = False
+    needs_moments = needs_patches = False
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
@@ -149,24 +151,24 @@ def _directions(reading: Reading) -> Tensor:
     return F.normalize(reading.features_NE.flatten(1).float())
 
 
+Layers = Iterable[tuple[LayerStatistics, Moments]]
+
+
 @dataclass(frozen=True)
-class SmoothedStatistics:
+class Smoothed:
     """Distance of the batch's layer statistics to those of the real data (G-VBSM; EDC, methods section 4):
     `sum_l a_l R_l`, R_l the mean of the distances to the global statistics and to the mean of the batch classes' own;
     a distance is |mean - mean|_2 + |variance - variance|_2, and a_1 = `first_layer`.
 
     The batch's statistics are an exponential average over this panel's steps, begun at the first step's value, with
-    straight-through gradient: the value of the average, the gradient of the current batch. `convolutions` adds the
-    inputs of convolutions to those of BatchNorm layers. The matching of 16 x 16 patches of the original is left out.
+    straight-through gradient: the value of the average, the gradient of the current batch.
     """
 
     weight: Amount = 0.1
     momentum: Decay = 0.8
     first_layer: Amount = 10.0
-    convolutions: bool = True
-    needs_moments = True
 
-    def convene(self, studio: Studio) -> Closure:
+    def over(self, matched: Callable[[Observer, Reading], Layers]) -> Closure:
         averages: dict[tuple[int, int], Tensor] = {}
 
         def smoothed(key: tuple[int, int], current: Tensor) -> Tensor:
@@ -175,15 +177,50 @@ class SmoothedStatistics:
             return current + (averages[key] - current).detach()
 
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
-            layers = enumerate(zip(judge.statistics, reading.moments, strict=True))
             gaps = (
                 _gap(layer, smoothed((id(judge), i), batch_statistics(moments)), targets_N)
-                for i, (layer, moments) in layers
-                if layer.batch_norm or self.convolutions
+                for i, (layer, moments) in enumerate(matched(judge, reading))
             )
             return self.weight * _over_layers(gaps, self.first_layer)
 
         return loss
+
+
+@dataclass(frozen=True)
+class SmoothedStatistics(Smoothed):
+    """Smoothed, over the channels of BatchNorm layers' inputs and, with `convolutions`, of those of convolutions."""
+
+    convolutions: bool = True
+    needs_moments = True
+    needs_patches = False
+
+    def convene(self, studio: Studio) -> Closure:
+        def matched(judge: Observer, reading: Reading) -> Layers:
+            layers = zip(judge.statistics, reading.moments, strict=True)
+            return (pair for pair in layers if pair[0].batch_norm or self.convolutions)
+
+        return self.over(matched)
+
+
+@dataclass(frozen=True)
+class PatchStatistics(Smoothed):
+    """Smoothed, over the patches of convolutions' inputs on a grid of at most 16 x 16 (`patches_of`): what G-VBSM adds
+    to the R_l of convolutions, beside SmoothedStatistics of the same weight. Patches keep their places: the original's
+    shuffle changes nothing.
+
+    InputError for an observer without statistics of patches.
+    """
+
+    needs_moments = False
+    needs_patches = True
+
+    def convene(self, studio: Studio) -> Closure:
+        def matched(judge: Observer, reading: Reading) -> Layers:
+            if not judge.patches:
+                raise InputError(f"PatchStatistics needs statistics of patches, and {judge.name} has none")
+            return zip(judge.patches, reading.patches, strict=True)
+
+        return self.over(matched)
 
 
 def batch_statistics(moments: Moments) -> Tensor:

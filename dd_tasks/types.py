@@ -102,7 +102,8 @@ class Views:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one layer's input, per sample and channel, over the positions: `mean_NC` and biased `variance_NC`."""
+    """Of one layer's input, per sample: `mean_NC` and biased `variance_NC` of each channel, over the positions; or of
+    each patch, over its positions and the channels (then C counts patches, row by row)."""
 
     mean_NC: Tensor
     variance_NC: Tensor
@@ -110,7 +111,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an observer says of a batch of views; `moments` of its watched layers where asked for.
+    """What an observer says of a batch of views; where asked for, `moments` of its watched layers, by channel, and of
+    its convolutions, by patch.
 
     A network in training also says what the last layer takes in, the weights of its convolutions, and what it makes of
     as many or more real images of the same class, augmented alike. A guide says what the last layer takes in, of the
@@ -119,6 +121,7 @@ class Reading:
 
     logits_NK: Tensor
     moments: tuple[Moments, ...] = ()
+    patches: tuple[Moments, ...] = ()
     features_NE: Tensor | None = None
     weights: tuple[Tensor, ...] = ()
     real: "Reading | None" = None
@@ -126,8 +129,9 @@ class Reading:
 
 
 class Observer(Protocol):
-    """A frozen network trained on real data. `statistics` are those of its watched layers over that data; `prior`,
-    where measured, is the top-1 (a fraction) of a student of images distilled from this observer alone."""
+    """A frozen network trained on real data. `statistics` are those of its watched layers over that data, `patches`,
+    where measured, those of its convolutions' patches; `prior`, where measured, is the top-1 (a fraction) of a student
+    of images distilled from this observer alone."""
 
     @property
     def name(self) -> str: ...
@@ -136,12 +140,15 @@ class Observer(Protocol):
     def statistics(self) -> tuple[Any, ...]: ...
 
     @property
+    def patches(self) -> tuple[Any, ...]: ...
+
+    @property
     def prior(self) -> float | None: ...
 
-    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> Reading: ...
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False, patches: bool = False) -> Reading: ...
 
     def readings(
-        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> "Iterator[tuple[Tensor | slice, Reading]]":
         """What is judged together: rows of the batch, and the reading of these."""
         ...

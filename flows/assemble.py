@@ -90,7 +90,7 @@ class Results:
         guides = list(dict.fromkeys(guide.weights for pool in self.pools for guide in pool.guides))
         return ({"guides": guides} if guides else {}) | {
             "observers": [seat.weights for seat in self.seats],
-            "statistics": [seat.statistics for seat in self.seats],
+            "statistics": [ref for seat in self.seats for ref in seat.measured],
             "choose": [self.first],
             "recover": list(self.panels),
             "relabel": [self.labels],

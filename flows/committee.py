@@ -17,6 +17,7 @@ from flows.tasks import (
     import_observer,
     index_shards,
     measure_observer,
+    measure_patches,
     relabel,
     train_observer,
     train_student,
@@ -26,8 +27,11 @@ from schemas.spec import RunSpec
 
 
 @flow(name="train-committee", validate_parameters=False, task_runner=ONE_AT_A_TIME)
-def train_committee(members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings) -> tuple[Seat, ...]:
-    """Train, or check in, each observer; then measure what its layers see of the training part of the shards."""
+def train_committee(
+    members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings, patches: bool = False
+) -> tuple[Seat, ...]:
+    """Train, or check in, each observer; then measure what its layers see of the training part of the shards, by
+    channel and, where asked for, by patch."""
     learning = [
         import_observer.submit(member, data, settings)
         if isinstance(member, Imported)
@@ -36,7 +40,8 @@ def train_committee(members: tuple[ObserverRecipe | Imported, ...], data: Data, 
     ]
     weights = [future.result() for future in learning]
     seats = [measure_observer.submit(member, w, data, settings) for member, w in zip(members, weights, strict=True)]
-    return tuple(seat.result() for seat in seats)
+    measured = tuple(seat.result() for seat in seats)
+    return tuple(measure_patches(seat, data, settings) for seat in measured) if patches else measured
 
 
 def measure_priors(
@@ -64,7 +69,7 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     """The priors by themselves, ahead of the runs that will find them in the store."""
     data = index_shards(spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc)
     run = resolve(spec, data.side, data.shape.classes)
-    seats = train_committee(run.observers, data, settings)
+    seats = train_committee(run.observers, data, settings, run.recipe.needs_patches)
     return measure_priors(run, seats, data, settings, train_guides(run, data, settings))
 
 

@@ -41,7 +41,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     lots = [draw_candidates(WholeImages(), spec.ipc, data, seed, settings) for seed in draws]
 
     # Squeeze: observers learn the real data and are frozen. Where votes are weighed, each first distils alone.
-    seats = train_committee(run.observers, data, settings)
+    seats = train_committee(run.observers, data, settings, recipe.needs_patches)
     pools = train_guides(run, data, settings)
     if any(voters.needs_priors for voters in voters_in(recipe)):
         seats = measure_priors(run, seats, data, settings, pools)

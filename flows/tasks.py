@@ -7,7 +7,7 @@ types, is off). Between tasks travel `Ref`s, `Data` and small facts; tensors sta
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from prefect import Task, task
@@ -141,15 +141,28 @@ def import_guide(member: Imported, shape: Shape, settings: Settings) -> tuple[Re
 @stage("measure {recipe.name}")
 def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Settings) -> Seat:
     """The observer's layer statistics over the training images."""
-    ref = Ref("statistics", identity("statistics", 1, weights=weights.digest, data=data.digest))
+    return Seat(recipe, weights, _measured("statistics", recipe, weights, data, settings))
+
+
+@stage("measure patches of {seat.recipe.name}")
+def measure_patches(seat: Seat, data: Data, settings: Settings) -> Seat:
+    """The statistics of the patches of its convolutions' inputs beside them."""
+    return replace(seat, patches=_measured("patches", seat.recipe, seat.weights, data, settings))
+
+
+def _measured(
+    kind: Literal["statistics", "patches"], recipe: Member, weights: Ref, data: Data, settings: Settings
+) -> Ref:
+    ref = Ref(kind, identity(kind, 1, weights=weights.digest, data=data.digest))
 
     def make() -> Made:
-        device = device_of(settings)
-        net = network_of(recipe, weights, data.shape, settings)
-        measured = committee.statistics(net, feed_of(data, "training"), data.shape.classes, device, console.track)
-        return {}, {"statistics": to_tensors(measured)}
+        net, feed = network_of(recipe, weights, data.shape, settings), feed_of(data, "training")
+        found = committee.statistics(
+            net, feed, data.shape.classes, device_of(settings), console.track, patches=kind == "patches"
+        )
+        return {}, {kind: to_tensors(found)}
 
-    return Seat(recipe, weights, kept(ref, f"statistics of {recipe.name}", settings, make))
+    return kept(ref, f"{kind} of {recipe.name}", settings, make)
 
 
 @stage("draw candidates (seed {seed})")
@@ -205,7 +218,7 @@ def recover_panel(
     judged = {"ballots": recipe.ballots, "schedule": recipe.schedule, "real": real and real.digest}
     if pools:
         judged["pools"] = [pool.digest for pool in pools]
-    by = [[*seat.vote, seat.statistics.digest] for seat in seats]
+    by = [[*seat.vote, *(ref.digest for ref in seat.measured)] for seat in seats]
     place = [panel.start, panel.stop, panel.seed]
     ref = Ref("panel", identity("recover", 2, **judged, first=first.digest, seats=by, panel=place))
 

@@ -20,7 +20,7 @@ from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
 from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source, decode
-from dd_tasks.statistics import from_tensors
+from dd_tasks.statistics import LayerStatistics, from_tensors
 from dd_tasks.store import Ref, Store
 from dd_tasks.types import Canvas, Crops, RealImages, Studio, Views
 from flows import console
@@ -59,17 +59,24 @@ class Data:
 
 @dataclass(frozen=True)
 class Seat:
-    """A member of a committee, by reference; the prior is a student's score, where one was measured."""
+    """A member of a committee, by reference; the prior, a student's score, and the patches' statistics where they were
+    measured."""
 
     recipe: Member
     weights: Ref
     statistics: Ref
     prior: Ref | None = None
+    patches: Ref | None = None
 
     @property
     def vote(self) -> list[str | None]:
         """What its logits, and the weight they are given, depend on."""
         return [self.weights.digest, self.prior.digest if self.prior else None]
+
+    @property
+    def measured(self) -> list[Ref]:
+        """What its layers see of the real data."""
+        return [self.statistics, *([self.patches] if self.patches else [])]
 
 
 @dataclass(frozen=True)
@@ -164,13 +171,16 @@ def network_of(recipe: Member, weights: Ref, shape: Shape, settings: Settings) -
 
 @lru_cache(maxsize=2)
 def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> tuple[Observer, ...]:
+    def seen(measured: Ref | None) -> tuple[LayerStatistics, ...]:
+        found = store_of(settings).get(measured, measured.kind).tensors[measured.kind] if measured else {}
+        return from_tensors(found, device_of(settings))
+
     observers = []
     for seat in seats:
         net = network_of(seat.recipe, seat.weights, shape, settings)
-        measured = store_of(settings).get(seat.statistics, "statistics").tensors["statistics"]
         accuracy = facts_of(seat.weights, settings)["accuracy"]
         prior = facts_of(seat.prior, settings)["accuracy"] if seat.prior else None
-        observers.append(Observer(seat.recipe.name, net, from_tensors(measured, device_of(settings)), accuracy, prior))
+        observers.append(Observer(seat.recipe.name, net, seen(seat.statistics), accuracy, prior, seen(seat.patches)))
     return tuple(observers)
 
 

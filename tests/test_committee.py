@@ -292,6 +292,19 @@ def test_an_observer_reads_logits_and_on_request_moments(observer):
     assert not any(module._forward_pre_hooks for module in observer.net.modules())
 
 
+def test_an_observer_reads_patches_of_convolutions_on_request_alone(observer):
+    pixels = torch.rand(4, 3, 16, 16)
+    plain, channels, both = (
+        observer.read(pixels, moments=moments, patches=patches)
+        for moments, patches in ((False, False), (True, False), (True, True))
+    )
+    assert plain.patches == channels.patches == ()
+    assert [p.mean_NC.shape for p in both.patches] == [(4, 256), (4, 64)]
+    assert torch.allclose(both.patches[0].mean_NC, observer.net[0](pixels).mean(1).flatten(1), atol=1e-6)
+    assert all(torch.equal(a.mean_NC, b.mean_NC) for a, b in zip(channels.moments, both.moments, strict=True))
+    assert not any(module._forward_pre_hooks for module in observer.net.modules())
+
+
 def test_embed_is_what_the_last_linear_layer_takes_in(observer):
     pixels = torch.rand(4, 3, 16, 16)
     embedding_NE = observer.embed(pixels)

@@ -14,7 +14,7 @@ from dd_tasks.initialise import WholeImages
 from dd_tasks.label import Relabel
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule
-from dd_tasks.terms import CrossEntropy, SmoothedStatistics
+from dd_tasks.terms import CrossEntropy, PatchStatistics, SmoothedStatistics
 from dd_tasks.types import CropMemory, Tick
 from dd_tasks.voters import Everyone, RoundRobin
 
@@ -225,3 +225,11 @@ def test_ballots_add_up_and_only_those_that_need_moments_ask_for_them():
     torch.testing.assert_close(found.loss, sum(one.loss for one in apart))
     torch.testing.assert_close(found.slope_VCSS, sum(one.slope_VCSS for one in apart))
     assert found.seats == 3 and [o.moments for o in watched] == [[False, True], [True]]
+    assert not any(any(o.asked_patches) for o in watched)
+
+
+def test_only_statistics_of_patches_ask_for_them():
+    watched = [tiny.Watched(o) for o in tiny.committee()]
+    ballots = Ballot(RoundRobin(), (CrossEntropy(),)), Ballot(Everyone(), (CrossEntropy(), PatchStatistics()))
+    convene(ballots, tiny.studio(*watched))(tiny.pixels(5), tiny.labels(5), Tick(0, Whole(), 0.1))
+    assert [o.asked_patches for o in watched] == [[False, True], [True]] and not any(any(o.moments) for o in watched)

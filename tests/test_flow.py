@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,35 @@ def test_committee_voting_measures_priors_on_held_out_images_once(
         seats = priors_from_shards(spec, Settings(store=str(first[1]), device="cpu"))
     assert not [record for record in caplog.records if "made in" in record.getMessage()]
     assert len({seat.prior for seat in seats} - {None}) == 3
+
+
+def test_patches_are_measured_once_and_only_where_they_are_matched(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not (first[1] / "patches").exists()
+    changed = {"seeds": 1, "full_epochs": 0, "set": {**quick["set"], "ballots.0.terms.0": "PatchStatistics"}}  # type: ignore[dict-item]
+    with caplog.at_level(logging.INFO, "flows"):
+        manifest = distil(quick, tmp_path / "d", first[1], **changed)
+    made = [record.getMessage() for record in caplog.records if "made in" in record.getMessage()]
+    assert len([line for line in made if line.startswith("patches of")]) == 3
+    assert len([line for line in made if line.startswith("panel")]) == 2
+    assert not [line for line in made if line.startswith(("observer", "statistics"))]
+    assert manifest.recipe["ballots"][0]["terms"][0]["type"] == "PatchStatistics" and validate(tmp_path / "d") == []
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "flows"):
+        again = distil(quick, tmp_path / "again", first[1], **changed)
+    assert not [record for record in caplog.records if "made in" in record.getMessage()]
+    assert parquet(again) == parquet(manifest)
+
+
+def test_the_panels_of_a_committee_without_patches_keep_their_identity() -> None:
+    from dd_tasks.committee import ObserverRecipe
+    from dd_tasks.store import Ref
+    from flows.workspace import Seat
+
+    weights, statistics, patches = (Ref(kind, kind[0]) for kind in ("observer", "statistics", "patches"))
+    seat = Seat(ObserverRecipe("convnet3", 1), weights, statistics)
+    assert seat.measured == [statistics] and replace(seat, patches=patches).measured == [statistics, patches]
 
 
 def test_methods_are_compared_under_the_same_labels_and_random_rows(

@@ -14,7 +14,7 @@ from dd_tasks.guides import Course, Guide, Guides, courses, study
 from dd_tasks.networks import Shape, build
 from dd_tasks.presets import clom, e2d, preset
 from dd_tasks.recipe import voters_in, with_guides
-from dd_tasks.terms import ContrastivePull, CrossEntropy, SmoothedStatistics
+from dd_tasks.terms import ContrastivePull, CrossEntropy, PatchStatistics, SmoothedStatistics
 from dd_tasks.types import Studio
 
 
@@ -120,6 +120,8 @@ def test_terms_that_a_guide_cannot_judge_by_are_refused():
         CrossEntropy().convene(place)(guide, reading, tiny.labels(3))
     with pytest.raises(InputError, match="no statistics were measured"):
         next(guide.readings(tiny.pixels(3), tiny.labels(3), moments=SmoothedStatistics().needs_moments))
+    with pytest.raises(InputError, match="no statistics were measured"):
+        next(guide.readings(tiny.pixels(3), tiny.labels(3), patches=PatchStatistics().needs_patches))
     observer = tiny.observer()
     with pytest.raises(InputError, match="it needs voters Guides"):
         ContrastivePull().convene(place)(observer, observer.read(tiny.pixels(3)), tiny.labels(3))

@@ -17,9 +17,16 @@ from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
 from dd_tasks.presets import LARGE, PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, sre2l, sre2l_pp
-from dd_tasks.recipe import Ballot, Recipe
+from dd_tasks.recipe import Ballot, Recipe, identity
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
-from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
+from dd_tasks.terms import (
+    BatchNormMatching,
+    CrossEntropy,
+    FeatureMean,
+    GradientMatching,
+    PatchStatistics,
+    SmoothedStatistics,
+)
 from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 
 GAP = (CrossEntropy(1.0), BatchNormMatching(0.01, first_layer=10.0))
@@ -81,9 +88,9 @@ def test_committee_voting_is_sre2l_with_other_images_labels_and_votes(side):
 def test_edc_is_these_five_parts(side, weight, steps, begin):
     recipe = edc(side=side)
     assert recipe.initialiser == begin
-    assert recipe.ballots == (
-        Ballot(RoundRobin(), (CrossEntropy(1.0), SmoothedStatistics(weight, momentum=0.8, first_layer=10.0))),
-    )
+    terms = (CrossEntropy(1.0), SmoothedStatistics(weight, momentum=0.8, first_layer=10.0))
+    patches = (PatchStatistics(weight, momentum=0.8, first_layer=10.0),) if side > 64 else ()
+    assert recipe.ballots == (Ballot(RoundRobin(), (*terms, *patches)),)
     phase = Phase(steps, RandomCrops(scale=(0.5, 1.0), threshold=None))
     assert recipe.schedule == Schedule((phase,), Adam(rate=0.05, betas=(0.5, 0.9)))
     assert recipe.labeller == Relabel(voters=Everyone(), epochs=300, scale=(0.5, 1.0), mix=True, batch_statistics=None)
@@ -101,6 +108,20 @@ def test_e2d_is_edc_from_whole_images_in_two_phases(side, rate, least):
     )
     assert recipe.schedule.optimiser == Adam(rate=rate, betas=(0.5, 0.9))
     assert recipe.labeller == replace(parent.labeller, scale=(least, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "side", "digest"),
+    [
+        (edc, 32, "4e34cd5c7d9fa08c70bb4a136f163078a15a319110aa55a3f32e646496fc7cff"),
+        (edc, 64, "2e3df1ab7d5f9204d62c6655d88b33d90b6459c363750d262f00805a0edb2aeb"),
+        (e2d, 32, "48abf519b8938434db9ad002d017a11792e18e93b37fb5087f03aeab4336c303"),
+        (e2d, 64, "48abf519b8938434db9ad002d017a11792e18e93b37fb5087f03aeab4336c303"),
+    ],
+)
+def test_what_a_store_holds_of_small_sides_is_found_since_patches_are_matched_above(make, side, digest):
+    assert identity("recipe", 1, recipe=make(side=side)) == digest and not make(side=side).needs_patches
+    assert make(side=65).needs_patches
 
 
 def test_e2d_remembers_every_explored_crop():

@@ -87,6 +87,45 @@ def test_moments_are_a_samples_channel_mean_and_biased_variance():
     assert moments.mean_NC.tolist() == [[3], [1]] and moments.variance_NC.tolist() == [[5], [0]]
 
 
+def literal_patches(sample_CHW: Tensor) -> Tensor:
+    """own_2P of one sample: mean and biased variance of each cell of torch's adaptive pooling on a grid of 16."""
+
+    def bounds(size: int) -> list[slice]:
+        grid = min(16, size)
+        return [slice(i * size // grid, -(-(i + 1) * size // grid)) for i in range(grid)]
+
+    cells = [sample_CHW[:, h, w] for h in bounds(sample_CHW.shape[1]) for w in bounds(sample_CHW.shape[2])]
+    means = [cell.sum() / cell.numel() for cell in cells]
+    variances = [((cell - mean) ** 2).sum() / cell.numel() for cell, mean in zip(cells, means, strict=True)]
+    return torch.stack([torch.stack(means), torch.stack(variances)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 7), (16, 16), (17, 40), (32, 5)])
+def test_a_patch_is_a_cell_over_its_positions_and_the_channels_and_a_position_of_a_smaller_map(height, width):
+    input_NCHW = torch.randn(2, 3, height, width, generator=tiny.generator()) + 2
+    found = statistics.patches_of(input_NCHW)
+    assert found.mean_NC.shape == found.variance_NC.shape == (2, min(16, height) * min(16, width))
+    expected_N2P = torch.stack([literal_patches(sample_CHW) for sample_CHW in input_NCHW.double()]).float()
+    torch.testing.assert_close(found.mean_NC, expected_N2P[:, 0])
+    torch.testing.assert_close(found.variance_NC, expected_N2P[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_measured_over_the_convolutions_globally_and_by_class():
+    net, pixels_NCHW, labels = tiny.observer().net, tiny.pixels(7), [0, 2, 0, 3, 3, 3, 2]  # none of class 1
+    batches = [(pixels_NCHW[:3], torch.tensor(labels[:3])), (pixels_NCHW[3:], torch.tensor(labels[3:]))]
+    found, counts_K = statistics.measure(net, batches, 4, patches=True)
+    inputs = [x for m, x in inputs_of(net, pixels_NCHW) if type(m) is nn.Conv2d]
+    assert counts_K.tolist() == [2, 0, 2, 3] and not any(layer.batch_norm for layer in found)
+    for layer, input_NCHW in zip(found, inputs, strict=True):
+        own = statistics.patches_of(input_NCHW)
+        for values_NC, overall_C, by_class_KC in (
+            (own.mean_NC, layer.mean_C, layer.mean_KC), (own.variance_NC, layer.variance_C, layer.variance_KC)
+        ):  # fmt: skip
+            torch.testing.assert_close(overall_C, sum(values_NC) / 7)
+            torch.testing.assert_close(by_class_KC[1], overall_C)
+            torch.testing.assert_close(by_class_KC[3], sum(values_NC[3:6]) / 3)
+
+
 def test_nobody_listens_after_the_block_even_where_it_fails():
     observer = tiny.observer()
     with pytest.raises(RuntimeError, match="stop"), statistics.listening(observer.layers) as heard:
@@ -108,4 +147,14 @@ def test_statistics_survive_a_file_in_order(tmp_path):
     read = statistics.from_tensors(safetensors.torch.load_file(tmp_path / "statistics.safetensors"), tiny.CPU)
     assert [layer.batch_norm for layer in read] == [layer.batch_norm for layer in written]
     for one, other in zip(written, read, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
+
+
+def test_a_class_patch_mean_is_no_variance_after_a_reload(tmp_path):
+    batches = [(tiny.pixels(9), tiny.labels(9))]
+    written, _ = statistics.measure(tiny.observer().net, batches, tiny.CLASSES, patches=True)
+    safetensors.torch.save_file(statistics.to_tensors(written), tmp_path / "patches.safetensors")
+    read = statistics.from_tensors(safetensors.torch.load_file(tmp_path / "patches.safetensors"), tiny.CPU)
+    for one, other in zip(written, read, strict=True):
+        assert not torch.equal(one.mean_KC, one.variance_KC)
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in FIELDS)

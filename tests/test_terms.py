@@ -1,21 +1,32 @@
 """What is asked of the views: the statistics' term against its formula, layer by layer."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from test_statistics import literal_patches
 from torch import Tensor, nn
 
 from dd_tasks.committee import Observer
-from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, GradientMatching, SmoothedStatistics
+from dd_tasks.errors import InputError
+from dd_tasks.statistics import measure
+from dd_tasks.terms import (
+    BatchNormMatching,
+    CrossEntropy,
+    FeatureMean,
+    GradientMatching,
+    PatchStatistics,
+    SmoothedStatistics,
+)
 from dd_tasks.types import Reading
 
 TARGETS_N = torch.tensor([0, 2, 2, 1])
 
 
-def views(step: int) -> Tensor:
-    return tiny.pixels(4, seed=step) * (0.4 + 0.3 * step)
+def views(step: int, side: int = tiny.SIDE) -> Tensor:
+    return tiny.pixels(4, step, side) * (0.4 + 0.3 * step)
 
 
 def inputs_of(observer: Observer, pixels_NCHW: Tensor, convolutions: bool) -> list[tuple[nn.Module, Tensor]]:
@@ -103,6 +114,78 @@ def test_the_gradient_is_the_current_batchs_at_the_averages_value(term):
     (expected,) = torch.autograd.grad(current, pixels_NCHW, slopes)
     assert expected.abs().max() > 1e-5
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+
+
+def patches_of(observer: Observer, pixels_NCHW: Tensor) -> list[Tensor]:
+    """own_2P of a batch at every convolution: means over samples of their patches' mean and variance."""
+    inputs = [x for m, x in inputs_of(observer, pixels_NCHW, convolutions=True) if type(m) is nn.Conv2d]
+    return [sum(map(literal_patches, input_NCHW)) / len(input_NCHW) for input_NCHW in inputs]
+
+
+def literal_of_patches(term: PatchStatistics, observer: Observer, owns: list[Tensor], targets: list[int]) -> Tensor:
+    """The term for convolutions whose (averaged) statistics are owns_L2P."""
+    total = torch.zeros(())
+    for i, (real, (mean, variance)) in enumerate(zip(observer.patches, owns, strict=True)):
+        class_mean = sum(real.mean_KC[k] for k in targets) / len(targets)
+        class_variance = sum(real.variance_KC[k] for k in targets) / len(targets)
+        overall = distance(mean, real.mean_C) + distance(variance, real.variance_C)
+        by_class = distance(mean, class_mean) + distance(variance, class_variance)
+        total = total + (term.first_layer if i == 0 else 1) * 0.5 * (overall + by_class)
+    return term.weight * total
+
+
+def seeing(side: int) -> Observer:
+    """An observer with maps of this side, and of half of it."""
+    observer = tiny.observer(0, "thin_resnet4_w4")
+    real = [(tiny.pixels(6, 200, side), tiny.labels(6))]
+    return replace(observer, patches=measure(observer.net, real, tiny.CLASSES, patches=True)[0])
+
+
+@pytest.mark.parametrize("side", [5, 20])  # a position a patch; patches that overlap
+@pytest.mark.parametrize("term", [PatchStatistics(), PatchStatistics(weight=0.3, momentum=0.5, first_layer=1.0)])
+def test_the_patches_term_is_its_formula_at_every_step(term, side):
+    observer = seeing(side)
+    loss = term.convene(tiny.studio(observer))
+    history: list[list[Tensor]] = []
+    for step in range(2):
+        history.append(patches_of(observer, views(step, side)))
+        owns = [averaged(list(of_layer), term.momentum) for of_layer in zip(*history, strict=True)]
+        value = loss(observer, observer.read(views(step, side), patches=True), TARGETS_N)
+        expected = literal_of_patches(term, observer, owns, TARGETS_N.tolist())
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [5, 20])
+def test_the_gradient_of_patches_is_the_current_batchs_at_the_averages_value(side):
+    observer, term = seeing(side), PatchStatistics()
+    loss = term.convene(tiny.studio(observer))
+    loss(observer, observer.read(views(0, side), patches=True), TARGETS_N)
+    pixels_NCHW = views(1, side).requires_grad_()
+    (found,) = torch.autograd.grad(loss(observer, observer.read(pixels_NCHW, patches=True), TARGETS_N), pixels_NCHW)
+
+    earlier, pixels_NCHW = patches_of(observer, views(0, side)), views(1, side).requires_grad_()
+    current = patches_of(observer, pixels_NCHW)
+    values = [averaged([a, b.detach()], term.momentum).requires_grad_() for a, b in zip(earlier, current, strict=True)]
+    slopes = torch.autograd.grad(literal_of_patches(term, observer, values, TARGETS_N.tolist()), values)
+    (expected,) = torch.autograd.grad(current, pixels_NCHW, slopes)
+    assert expected.abs().max() > 1e-5
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_patches_of_the_real_data_are_at_no_distance_and_moved_ones_are():
+    observer, term, pixels_NCHW = tiny.observer(), PatchStatistics(weight=1.0), tiny.pixels(24, seed=200)
+    own, moved = (
+        term.convene(tiny.studio(observer))(observer, observer.read(x, patches=True), tiny.labels(24))
+        for x in (pixels_NCHW, pixels_NCHW.roll(3, 2))
+    )
+    assert own < 1e-3 < 0.1 < moved
+
+
+def test_patches_that_were_not_measured_are_named():
+    observer = replace(tiny.observer(), patches=())
+    loss = PatchStatistics().convene(tiny.studio(observer))
+    with pytest.raises(InputError, match="needs statistics of patches, and convnet2_bn_w4 has none"):
+        loss(observer, observer.read(views(0), patches=True), TARGETS_N)
 
 
 @pytest.mark.parametrize("term", [BatchNormMatching(), BatchNormMatching(weight=0.3, first_layer=1.0)])
@@ -213,4 +296,9 @@ def test_cross_entropy_is_the_weighted_mean_of_minus_log_probability(weight):
 
 def test_only_statistics_need_moments():
     assert SmoothedStatistics().needs_moments and BatchNormMatching().needs_moments
-    assert not CrossEntropy().needs_moments
+    assert not CrossEntropy().needs_moments and not PatchStatistics().needs_moments
+
+
+def test_only_patches_need_patches():
+    terms = (CrossEntropy, BatchNormMatching, SmoothedStatistics, FeatureMean, GradientMatching, PatchStatistics)
+    assert [term for term in terms if term().needs_patches] == [PatchStatistics]

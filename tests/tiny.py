@@ -37,13 +37,14 @@ def labels(n: int) -> Tensor:
 
 
 def observer(seed: int = 0, architecture: str = "convnet2_bn_w4") -> Observer:
-    """Random weights; the running statistics and those of the layers are measured on random pixels."""
+    """Random weights; the running statistics and those of the layers and patches are measured on random pixels."""
     net = seeded(lambda: build(architecture, Shape(CLASSES, SIDE, MEAN, STD)), seed)
     with torch.no_grad():
         net.train()(pixels(24, seed + 100))
     net.eval()
-    statistics, _ = measure(net, [(pixels(24, seed + 200), labels(24))], CLASSES)
-    return Observer(architecture, net, statistics)
+    real = [(pixels(24, seed + 200), labels(24))]
+    statistics, patches = (measure(net, real, CLASSES, patches=by_patch)[0] for by_patch in (False, True))
+    return Observer(architecture, net, statistics, patches=patches)
 
 
 def committee() -> tuple[Observer, ...]:
@@ -94,23 +95,28 @@ def digit_candidates(per_class: int, classes: int = 10) -> Candidates:
 
 
 class Watched:
-    """An observer that notes what it is asked: sizes of batches, lowest and highest pixel, whether moments."""
+    """An observer that notes what it is asked: sizes of batches, lowest and highest pixel, whether moments, patches."""
 
     def __init__(self, inner: Observer) -> None:
         self.inner, self.name, self.statistics, self.prior = inner, inner.name, inner.statistics, inner.prior
+        self.patches = inner.patches
         self.sizes: list[int] = []
         self.moments: list[bool] = []
+        self.asked_patches: list[bool] = []
         self.lowest, self.highest = float("inf"), float("-inf")
 
-    def read(self, pixels_NCHW: Tensor, *, moments: bool = False) -> object:
+    def read(self, pixels_NCHW: Tensor, *, moments: bool = False, patches: bool = False) -> object:
         self.sizes.append(len(pixels_NCHW))
         self.moments.append(moments)
+        self.asked_patches.append(patches)
         self.lowest = min(self.lowest, pixels_NCHW.min().item())
         self.highest = max(self.highest, pixels_NCHW.max().item())
-        return self.inner.read(pixels_NCHW, moments=moments)
+        return self.inner.read(pixels_NCHW, moments=moments, patches=patches)
 
-    def readings(self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False) -> Iterator[object]:
-        yield slice(None), self.read(pixels_NCHW, moments=moments)
+    def readings(
+        self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
+    ) -> Iterator[object]:
+        yield slice(None), self.read(pixels_NCHW, moments=moments, patches=patches)
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
         return self.inner.embed(pixels_NCHW)
