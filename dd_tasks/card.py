@@ -109,8 +109,8 @@ def size(count: int) -> str:
 
 def _sentence(pair: Pairing) -> str:
     """Whether the distilled images beat the random ones."""
-    labels = " (class labels only)" if pair.distilled.row == "distilled_hard" else ""
-    start = f"With {escape(pair.distilled.student)}{labels}, this dataset"
+    limits = f" ({pair.limit})" if pair.limit else ""
+    start = f"With {escape(pair.distilled.student)}{limits}, this dataset"
     points, limit = percent(pair.lead), percent(pair.spread)
     if pair.lead <= 0:
         return f"{start} does **not** beat random real images: the difference is {points} points (2 std: {limit})."

@@ -9,10 +9,13 @@ from schemas.manifest import Claim
 ROWS = {
     "distilled": "the distilled images",
     "distilled_hard": "the distilled images, class labels only",
+    "distilled_plain": "the distilled images, no augmentation",
     "random": "as many random real images, labelled alike",
     "random_hard": "as many random real images, class labels only",
+    "random_plain": "as many random real images, labelled alike, no augmentation",
     "full": "all real images",
 }
+LIMITS = {"distilled": "", "distilled_hard": "class labels only", "distilled_plain": "no augmentation"}
 
 
 def percent(fraction: float) -> str:
@@ -30,6 +33,11 @@ class Pairing:
 
     distilled: Claim
     random: Claim
+
+    @property
+    def limit(self) -> str:
+        """What both had to do with; nothing where labels and augmentation are the usual ones."""
+        return LIMITS[self.distilled.row]
 
     @property
     def lead(self) -> float:
@@ -54,7 +62,7 @@ class Pairing:
 
     @property
     def sentence(self) -> str:
-        labels = "with class labels only" if self.distilled.row == "distilled_hard" else "labelled alike"
+        labels = f"with {self.limit}" if self.limit else "labelled alike"
         start = (
             f"Trained on these images, {self.distilled.student} reaches {accuracy(self.distilled)} % on the "
             f"{self.distilled.split} data; trained on as many random real ones, {labels}, {accuracy(self.random)} %: "
@@ -68,8 +76,12 @@ class Pairing:
 
 
 def pairings(claims: Sequence[Claim]) -> list[Pairing]:
-    """Every distilled row that has its random counterpart, soft labels first."""
-    found = {(claim.row, claim.student, claim.epochs, claim.split): claim for claim in claims}
-    soft = [(claim, found.get(("random", *key[1:]))) for key, claim in found.items() if key[0] == "distilled"]
-    hard = [(claim, found.get(("random_hard", *key[1:]))) for key, claim in found.items() if key[0] == "distilled_hard"]
-    return [Pairing(distilled, random) for distilled, random in soft + hard if random]
+    """Every distilled row that has its random counterpart, in the order of LIMITS: soft labels first."""
+    found = {(str(claim.row), claim.student, claim.epochs, claim.split): claim for claim in claims}
+    pairs = [
+        (claim, found.get((row.replace("distilled", "random"), *key[1:])))
+        for row in LIMITS
+        for key, claim in found.items()
+        if key[0] == row
+    ]
+    return [Pairing(distilled, random) for distilled, random in pairs if random]

@@ -7,15 +7,15 @@ from textwrap import shorten
 
 from dd_tasks.axes import Axis, Mark
 from dd_tasks.card import escape
-from dd_tasks.claims import Pairing, accuracy, pairings, percent
+from dd_tasks.claims import LIMITS, Pairing, accuracy, pairings, percent
 from dd_tasks.report import duration, template
-from dd_tasks.scores import label_robust_score
+from dd_tasks.scores import augmentation_robust_score, label_robust_score
 from schemas import comparison as schema
 from schemas.manifest import Claim, Manifest
 
 COLUMNS = (
     "factor", "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real",
-    "class labels: distilled", "class labels: random", "LRS",
+    "class labels: distilled", "class labels: random", "LRS", "ARS",
 )  # fmt: skip
 LEFT_COLUMNS = 4  # the rest are numbers
 NAME_WIDTH = 30  # characters of a method in a plot
@@ -66,11 +66,12 @@ def compared(
 @dataclass(frozen=True)
 class Line:
     """One method, one student: what the table says of it. `soft` and `hard` are by the labels students were given; a
-    method has one of them at least."""
+    method has one of them at least. `plain` is without augmentation."""
 
     row: schema.ComparisonRow
     soft: Pairing | None
     hard: Pairing | None
+    plain: Pairing | None
     full: Claim | None
 
     @property
@@ -92,6 +93,12 @@ class Line:
         )
 
     @property
+    def ars(self) -> float | None:
+        if self.plain is None:
+            return None
+        return augmentation_robust_score(gain=self.main.lead, gain_without=self.plain.lead)
+
+    @property
     def cells(self) -> tuple[str, ...]:
         def pair(found: Pairing | None) -> tuple[str, str]:
             return (accuracy(found.distilled), accuracy(found.random)) if found else ("", "")
@@ -100,18 +107,19 @@ class Line:
         return (
             self.row.factor or "", f"{self.row.ipc:,}", self.row.preset, self.main.distilled.student,
             f"{self.row.image_updates:,}", f"{self.row.seconds:,.0f}", *pair(self.soft), lead,
-            accuracy(self.full) if self.full else "", *pair(self.hard), "" if self.lrs is None else percent(self.lrs),
+            accuracy(self.full) if self.full else "", *pair(self.hard),
+            *("" if score is None else percent(score) for score in (self.lrs, self.ars)),
         )  # fmt: skip
 
 
 def lines(comparison: schema.Comparison) -> Iterator[Line]:
     """Every method and student, in the order of the rows."""
     for row in comparison.rows:
-        found = {(pair.distilled.student, pair.distilled.row): pair for pair in pairings(row.claims)}
+        found = {(pair.distilled.student, str(pair.distilled.row)): pair for pair in pairings(row.claims)}
         full = {claim.student: claim for claim in row.claims if claim.row == "full"}
         for student in dict.fromkeys(student for student, _ in found):
-            soft, hard = (found.get((student, kind)) for kind in ("distilled", "distilled_hard"))
-            yield Line(row, soft, hard, full.get(student))
+            soft, hard, plain = (found.get((student, kind)) for kind in LIMITS)
+            yield Line(row, soft, hard, plain, full.get(student))
 
 
 def shown_columns(found: Sequence[Line]) -> list[int]:

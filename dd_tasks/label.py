@@ -33,6 +33,10 @@ class Labeller(Protocol):
         """The same for images that are not made of tiles."""
         ...
 
+    def plain(self) -> "Labeller":
+        """The same without augmentation."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
@@ -48,12 +52,16 @@ class Drawn:
     def of_whole_images(self) -> Self:
         return replace(self, tiles=1)
 
+    def plain(self) -> Self:
+        """Every image whole and as it is, in one epoch; of images made of tiles every tile, in as many epochs."""
+        return replace(self, epochs=self.tiles**2, scale=(1.0, 1.0), flip=False, mix=False)
+
     def draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
         """One view of every image in random order; a partner is the next in that order."""
         order_V = torch.randperm(n, generator=rng, device=rng.device)
         crops = random_crops(n, side // self.tiles, self.scale, rng, flip=self.flip)
         if self.tiles > 1:
-            corners_V2 = torch.randint(0, self.tiles, (n, 2), generator=rng, device=rng.device) * (side // self.tiles)
+            corners_V2 = self._tiles(epoch, n, rng) * (side // self.tiles)
             crops = Crops(crops.boxes_N4 + F.pad(corners_V2, (0, 2)), crops.flips_N)
         boxes_V4 = random_mix_boxes(n, side, rng)
         boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
@@ -62,6 +70,12 @@ class Drawn:
             epochs_V, order_V.int(), crops, order_V.roll(1).int(),
             Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)), boxes_V4.short(), torch.zeros(n, 0),
         )  # fmt: skip
+
+    def _tiles(self, epoch: int, n: int, rng: torch.Generator) -> Tensor:
+        """tiles_V2 (row, column): of every image any one; of plain views that of the epoch."""
+        if self == self.plain():
+            return torch.tensor(divmod(epoch, self.tiles), device=rng.device).expand(n, 2)
+        return torch.randint(0, self.tiles, (n, 2), generator=rng, device=rng.device)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dd_tasks import artifact, presets, recipe, report, validate
 from dd_tasks.committee import Member, ObserverRecipe, named
+from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
 from dd_tasks.pictures import preview
 from dd_tasks.recipe import Recipe, identity, plain
@@ -38,6 +39,7 @@ from schemas.spec import RunSpec
 
 log = logging.getLogger(__name__)
 Row = tuple[str, str, int]  # row, student, epochs
+Seen = Literal["augmented", "plain"]  # how students see the images
 VERSIONS = ("retort", "torch", "torchvision", "datasets", "pyarrow", "prefect")
 
 
@@ -51,16 +53,28 @@ class Run:
     students: tuple[StudentRecipe, ...]
 
     @property
-    def rows(self) -> Iterator[StudentRecipe]:
-        """Each student on soft labels and, where asked for or where there are no others, on hard ones."""
-        for student in self.students:
-            if not self.recipe.labeller.hard:
-                yield student
-            if self.spec.hard_rows or self.recipe.labeller.hard:
-                yield replace(student, hard=True)
+    def labellers(self) -> dict[Seen, tuple[Labeller, Labeller]]:
+        """Of the distilled images and of whole real ones, by how students see them."""
+        ours, theirs = self.recipe.labeller, self.recipe.labeller.of_whole_images()
+        usual: dict[Seen, tuple[Labeller, Labeller]] = {"augmented": (ours, theirs)}
+        return usual | ({"plain": (ours.plain(), theirs.plain())} if self.spec.plain_rows else {})
 
-    def row(self, data: str, student: StudentRecipe) -> Row:
-        return f"{data}_hard" if student.hard else data, student.architecture, student.epochs
+    @property
+    def rows(self) -> Iterator[tuple[StudentRecipe, Seen]]:
+        """Each student on soft labels and, where asked for or where there are no others, on hard ones; where asked for,
+        also without augmentation, on those the method has."""
+        hard = self.recipe.labeller.hard
+        for student in self.students:
+            if not hard:
+                yield student, "augmented"
+            if self.spec.hard_rows or hard:
+                yield replace(student, hard=True), "augmented"
+            if self.spec.plain_rows:
+                yield replace(student, hard=hard or student.hard), "plain"
+
+    def row(self, data: str, student: StudentRecipe, seen: Seen) -> Row:
+        ending = "_plain" if seen == "plain" else "_hard" if student.hard else ""
+        return data + ending, student.architecture, student.epochs
 
     @property
     def full_students(self) -> Iterator[ObserverRecipe]:

@@ -38,6 +38,7 @@ StudentEpochs = Annotated[int | None, typer.Option(help="Epochs of a student.")]
 StudentBatch = Annotated[int | None, typer.Option(help="Views a batch of a student.")]
 FullEpochs = Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")]
 HardRows = Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels, for LRS.")]
+PlainRows = Annotated[bool | None, typer.Option("--plain-rows", help="Also score without augmentation, for ARS.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")]
 PanelSize = Annotated[int | None, typer.Option(help="Images recovered together.")]
@@ -62,6 +63,7 @@ def run(
     student_batch: StudentBatch = None,
     full_epochs: FullEpochs = None,
     hard_rows: HardRows = None,
+    plain_rows: PlainRows = None,
     seed: Seed = None,
     flip: Flip = None,
     guides: GuidePool = None,
@@ -78,7 +80,8 @@ def run(
     spec = _spec(
         preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
         student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
-        seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate, set=override or None,
+        plain_rows=plain_rows, seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate,
+        set=override or None,
     )  # fmt: skip
     from flows import launch
 
@@ -104,6 +107,7 @@ def compare(
     student_batch: StudentBatch = None,
     full_epochs: FullEpochs = None,
     hard_rows: HardRows = None,
+    plain_rows: PlainRows = None,
     seed: Seed = None,
     flip: Flip = None,
     panel: PanelSize = None,
@@ -117,7 +121,8 @@ def compare(
         _spec(
             preset, shards=shards, test=test, ipc=n, side=side, committee=committee, students=student, seeds=seeds,
             student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
-            seed=seed, flip=flip, panel=panel, labels=None if labels == "own" else labels, set=override or None,
+            plain_rows=plain_rows, seed=seed, flip=flip, panel=panel, labels=None if labels == "own" else labels,
+            set=override or None,
         )
         for n in ipc.split(",")
         for preset in dict.fromkeys(presets)

@@ -51,31 +51,34 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
     finished, canvas = recover(recipe, first, panels, seats, data, spec.seed, settings, pools)
 
-    # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed.
-    labels = relabel(recipe.labeller, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
+    # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed. Where
+    # asked for, also of the images as they are.
     random = [
         choose_images(WholeImages(), lot, seats, spec.ipc, data, s, settings)
         for lot, s in zip(lots, draws, strict=True)
     ]
-    random_labels = [
-        relabel(recipe.labeller.of_whole_images(), r, seats, data, s, settings, "random")
-        for r, s in zip(random, draws, strict=True)
-    ]
+    labels, random_labels = {}, {}
+    for seen, (ours, theirs) in run.labellers.items():
+        labels[seen] = relabel(ours, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
+        random_labels[seen] = [
+            relabel(theirs, r, seats, data, s, settings, "random") for r, s in zip(random, draws, strict=True)
+        ]
 
     # Train students: every row under the same recipe, last epoch, one student a seed.
     scores = []
-    for student in run.rows:
+    for student, seen in run.rows:
         for seed in range(spec.seeds):
-            ours = train_student.submit(student, canvas, labels, data, seed, settings, "distilled images")
-            theirs = train_student.submit(
-                student, random[seed], random_labels[seed], data, seed, settings, "random images"
-            )
-            scores += [(run.row("distilled", student), seed, ours), (run.row("random", student), seed, theirs)]
+            for row, images, views in (
+                ("distilled", canvas, labels[seen]),
+                ("random", random[seed], random_labels[seen][seed]),
+            ):
+                score = train_student.submit(student, images, views, data, seed, settings, f"{row} images")
+                scores.append((run.row(row, student, seen), seed, score))
     for full in run.full_students:
         score = train_on_full_data.submit(full, data, settings)
         scores.append((("full", full.architecture, full.epochs), full.seed, score))
     measured = [(row, seed, found.result()) for row, seed, found in scores]
 
     # Assemble, validate, and only then put in place.
-    results = Results(seats, pools, first, finished, canvas, labels, measured)
+    results = Results(seats, pools, first, finished, canvas, labels["augmented"], measured)
     return assemble(run, data, results, out, settings, command)

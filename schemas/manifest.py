@@ -73,7 +73,9 @@ class LabelInfo(Frozen):
 class Claim(Frozen):
     """Top-1 of one student architecture trained on one kind of data; the last epoch, never the best."""
 
-    row: Literal["distilled", "random", "full", "distilled_hard", "random_hard"]
+    row: Literal[
+        "distilled", "random", "full", "distilled_hard", "random_hard", "distilled_plain", "random_plain"
+    ]  # fmt: skip
     student: str
     epochs: int = Field(ge=1)
     split: Literal["test", "held-out"]

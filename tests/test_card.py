@@ -98,6 +98,14 @@ def test_says_whether_it_beats_random(distilled: list[float], random: list[float
     assert text.count("random real images") == 2  # the row and one sentence
 
 
+@pytest.mark.parametrize(
+    ("ending", "what"), [("", ""), ("_hard", " (class labels only)"), ("_plain", " (no augmentation)")]
+)
+def test_says_under_which_limits_it_beats_random(ending: str, what: str) -> None:
+    text = rendered(claims=[claim(f"distilled{ending}", [0.5, 0.52]), claim(f"random{ending}", [0.4, 0.42])])
+    assert f"With resnet\\_18{what}, this dataset beats random real images by 10.00 points" in text
+
+
 def test_says_what_was_not_measured() -> None:
     assert "Nothing has been measured." in rendered(claims=[])
     assert "Random real images were not measured" in rendered(claims=[claim("distilled", [0.5])])

@@ -237,6 +237,20 @@ def test_a_dry_run_prints_the_recipe_and_computes_nothing(
     assert not (tmp_path / "out").exists() and not (tmp_path / "store").exists()
 
 
+def test_options_name_the_rows(run: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import launch
+
+    asked = []
+    monkeypatch.setattr(launch, "show_plan", lambda spec, out: asked.append(spec))
+    monkeypatch.setattr(launch, "compare", lambda specs, *others: asked.extend(specs))
+    for rows in ([], ["--hard-rows"], ["--plain-rows"]):
+        assert call(monkeypatch, *run, "--dry-run", *rows) == 0
+        assert call(monkeypatch, "compare", "e2d", *run[2:6], *rows) == 0
+    assert [(spec.hard_rows, spec.plain_rows) for spec in asked] == [
+        (False, False), (False, False), (True, False), (True, False), (False, True), (False, True),
+    ]  # fmt: skip
+
+
 def test_presets_are_listed_with_their_parts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from dd_tasks.scores import augmentation_robust_score, label_robust_score
 from schemas.comparison import Comparison
 from schemas.manifest import Manifest
 
+PLAIN = [sample.claim("distilled_plain", [0.45, 0.47]), sample.claim("random_plain", [0.4, 0.41])]
+
 
 def made(preset: str, updates: int, distilled: list[float], *, hard: bool = False, **changes: object) -> Manifest:
     claims = [sample.claim("distilled", distilled), sample.claim("random", [0.4, 0.42]), sample.claim("full", [0.8])]
@@ -59,6 +61,26 @@ def test_label_robustness_needs_hard_rows_and_is_its_formula():
     assert found.lrs == pytest.approx(expected)
     assert found.cells[COLUMNS.index("LRS")] == f"{100 * expected:.2f}"
     assert list(lines(three()))[1].lrs is None
+
+
+def test_augmentation_robustness_needs_plain_rows_and_is_its_formula():
+    manifest = made("e2d", 1500, [0.5, 0.52])
+    plain = manifest.model_copy(update={"claims": [*manifest.claims, *PLAIN]})
+    (line,) = lines(compared([plain], ["e2d-ipc2"], None, ""))
+    a = 0.5 * (0.51 - 0.41) + 0.5 * (0.46 - 0.405)
+    expected = (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert line.ars == pytest.approx(expected) and line.lrs is None
+    head, _, *rows = markdown(compared([plain, manifest], ["a", "b"], None, "")).splitlines()
+    assert head.endswith("| all real | ARS |")
+    assert rows[0].endswith(f"| {100 * expected:.2f} |") and rows[1].endswith("| 80.00 |  |")
+    assert "ARS" not in render(three(hard=True)) and list(lines(three()))[1].ars is None
+
+
+def test_of_class_labels_alone_augmentation_robustness_is_by_those():
+    hard = [sample.claim("distilled_hard", [0.5, 0.52]), sample.claim("random_hard", [0.2, 0.22])]
+    manifest = made("dream_plus", 900, [0.1]).model_copy(update={"claims": [*hard, *PLAIN]})
+    (line,) = lines(compared([manifest], ["a"], None, ""))
+    assert line.ars == pytest.approx(augmentation_robust_score(gain=0.3, gain_without=0.055))
 
 
 def test_a_method_with_class_labels_alone_leads_by_those():

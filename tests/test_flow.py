@@ -242,6 +242,31 @@ def test_without_test_shards_the_held_out_part_scores(
     assert {claim.row for claim in manifest.claims} == {"distilled", "random", "distilled_hard", "random_hard"}
 
 
+@pytest.mark.parametrize("labels", [None, "dream_plus"])
+def test_students_without_augmentation_are_rows_of_their_own(
+    labels: str | None, first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    changed = {"labels": labels, "full_epochs": 0, "plain_rows": True}
+    with caplog.at_level(logging.INFO, "flows"):
+        manifest = distil(quick, tmp_path / "d", first[1], **changed)
+    usual = "_hard" if labels else ""
+    assert {claim.row: len(claim.seeds) for claim in manifest.claims} == {
+        f"distilled{usual}": 2, f"random{usual}": 2, "distilled_plain": 2, "random_plain": 2,
+    }  # fmt: skip
+    assert validate(tmp_path / "d") == []
+    text = (tmp_path / "d" / "README.md").read_text()
+    assert "| the distilled images, no augmentation |" in text and "(no augmentation), this dataset" in text
+    assert manifest.labels.epochs == 3
+    if not labels:  # nothing that other rows have in the store is made again
+        assert parquet(manifest) == parquet(manifest_of(first[0]))
+        made = [r.getMessage() for r in caplog.records if r.name == "flows.tasks" and "made in" in r.getMessage()]
+        assert [line.split(" images")[0] for line in made] == [
+            "labels of distilled", *["labels of random"] * 2,
+            *["convnet3_w32 on distilled", "convnet3_w32 on random"] * 2,
+        ]  # fmt: skip
+
+
 def test_a_panel_that_went_missing_is_made_again(
     first: tuple[Path, Path], quick: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:

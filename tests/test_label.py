@@ -76,6 +76,23 @@ def test_views_of_tiles_lie_within_one_and_all_are_seen(labeller):
     )
 
 
+@pytest.mark.parametrize("tiles", [1, 2])
+@pytest.mark.parametrize("labeller", [OneHot(epochs=9), Relabel(epochs=9, scale=(0.1, 0.5), batch_statistics=3)])
+def test_plain_views_show_every_image_or_every_tile_of_it_once_as_it_is(labeller, tiles):
+    canvas, plain = tiny.canvas(7), replace(labeller, tiles=tiles).plain()
+    views = plain.label(canvas, tiny.studio())
+    assert views.epochs_V.tolist() == [e for e in range(tiles**2) for _ in range(7)]
+    assert not views.crops.flips_N.any() and not views.mix_boxes_V4.any()
+    images_V, every = augment.tiles(7, tiny.SIDE, tiles)
+    expected = [(i, *box) for i, box in zip(images_V.tolist(), every.boxes_N4.tolist(), strict=True)]
+    found = zip(views.images_V.tolist(), views.crops.boxes_N4.tolist(), strict=True)
+    assert sorted((i, *box) for i, box in found) == expected
+    if tiles == 1:
+        shown_VCSS = augment.show(canvas.images_NCHW.float(), views, slice(None))
+        assert torch.equal(shown_VCSS, canvas.images_NCHW[views.images_V.long()].float())
+    assert plain.plain() == plain and replace(labeller, tiles=tiles).of_whole_images().plain().epochs == 1
+
+
 @pytest.mark.parametrize("mix", [True, False])
 @pytest.mark.parametrize("batch", [500, 4])
 def test_stored_logits_are_the_committees_mean_on_the_stored_views(mix, batch):

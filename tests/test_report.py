@@ -234,6 +234,15 @@ def test_rows_are_compared_with_their_own_labels() -> None:
     assert pairings([claims[0], claims[3]]) == []
 
 
+def test_rows_without_augmentation_are_compared_with_each_other() -> None:
+    plain = [claim("random_plain", 0.2), claim("distilled_plain", 0.3)]
+    first, second = pairings([*plain, claim("distilled", 0.4), claim("random", 0.3)])
+    assert (first.distilled.row, first.random.row) == ("distilled", "random")
+    assert (second.distilled.row, second.random.row) == ("distilled_plain", "random_plain")
+    assert "random real ones, with no augmentation, 20.00 %" in second.sentence
+    assert pairings([plain[1], claim("random", 0.3)]) == []
+
+
 @pytest.mark.parametrize(("explored", "marked"), [(0, 0), (1, 2), (19, 2), (20, 0)])
 def test_boundary_is_drawn_inside_the_run_alone(explored: int, marked: int) -> None:
     html = Page(report.render(manifest(), canvas(), story(canvas(), explored=explored)))
