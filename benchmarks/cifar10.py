@@ -8,35 +8,28 @@ call. Further options go to `retort run`, and into the command that the result r
 import json
 import shutil
 
-from benchmarks.shards import RESULTS, parser, timed
+from benchmarks.calls import RESULTS, keep, parser, timed
 
 
 def main() -> None:
     options = parser(__doc__, "runs/cifar10/dataset")
     options.add_argument("--preset", default="e2d")
     arguments, further = options.parse_known_args()
-    call = timed(["run", arguments.preset], arguments, further)
+    made = timed(["run", arguments.preset], arguments, further)
     manifest = json.loads((arguments.out / "retort.json").read_text())
     cost = manifest["cost"]
     kept = ("preset", "recipe", "ipc", "seed", "observers", "labels", "claims", "versions")
-    result = (
-        {key: manifest[key] for key in kept}
-        | call
-        | {
-            "benchmark": f"cifar10-{arguments.preset}-ipc{arguments.ipc}-{arguments.student}",
-            "stage_seconds": cost["seconds"],
-            "total_stage_seconds": round(sum(cost["seconds"].values()), 1),
-            "image_updates": cost["image_updates"],
-            "peak_memory_bytes": cost["peak_memory_bytes"],
-            "machine": cost["machine"],
-            "source": manifest["source"]["digest"],
-        }
-    )
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{result['benchmark']}.json"
-    shutil.copy(arguments.out / "assets" / "preview.png", path.with_suffix(".png"))
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(path)
+    measured = {
+        "stage_seconds": cost["seconds"],
+        "total_stage_seconds": round(sum(cost["seconds"].values()), 1),
+        "image_updates": cost["image_updates"],
+        "peak_memory_bytes": cost["peak_memory_bytes"],
+        "machine": cost["machine"],
+        "source": manifest["source"]["digest"],
+    }
+    name = f"cifar10-{arguments.preset}-ipc{arguments.ipc}-{arguments.student}"
+    keep(name, {key: manifest[key] for key in kept} | made | measured)
+    shutil.copy(arguments.out / "assets" / "preview.png", RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

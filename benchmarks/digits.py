@@ -8,13 +8,10 @@ of MATCHING. All but the first find the committee in the store.
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.shards import RESULTS
+from benchmarks.calls import call, keep
 from dd_tasks.presets import PRESETS
 
 OPTIONS = (
@@ -29,23 +26,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", type=Path, required=True, help="folder of the packed digits, with train/ and test/")
     arguments = options.parse_args()
-    retort, rows = Path(sys.executable).with_name("retort"), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in PRESETS:
             typed = f"run {name} --shards '{arguments.data}/train/*.tar' --test '{arguments.data}/test/*.tar' {OPTIONS}"
-            command = shlex.split(f"{typed} {SMALLER.get(name, '')}")
-            start = time.perf_counter()
             places = ["--out", f"{folder}/{name}", "--store", f"{folder}/store"]
-            subprocess.run([retort, *command, *places], check=True)
-            seconds = round(time.perf_counter() - start, 1)
+            made = call(shlex.split(f"{typed} {SMALLER.get(name, '')}"), places, {str(arguments.data): "DIGITS"})
             manifest = json.loads((Path(folder) / name / "retort.json").read_text())
             kept = {"claims": manifest["claims"], "image_updates": manifest["cost"]["image_updates"]}
-            text = shlex.join(["retort", *command]).replace(str(arguments.data), "DIGITS")
-            rows.append({"preset": name, "wall_seconds": seconds, "command": text, **kept})
-    result = {"benchmark": "digits-presets", "machine": manifest["cost"]["machine"], "rows": rows}
-    path = RESULTS / "digits-presets.json"
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(path)
+            rows.append({"preset": name, **made, **kept})
+    keep("digits-presets", {"machine": manifest["cost"]["machine"], "rows": rows})
 
 
 if __name__ == "__main__":

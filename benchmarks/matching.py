@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.shards import RESULTS, parser, timed
+from benchmarks.calls import keep, parser, timed
 from dd_tasks.initialise import Representatives
 from dd_tasks.learners import Learners
 from dd_tasks.presets import dream_plus
@@ -41,13 +41,9 @@ def main() -> None:
         calls.append(timed(["compare", *presets], arguments, [*steps, *further]))
         found = json.loads((arguments.out / "comparison.json").read_text())
         rows += [{"iterations": iterations, **row} for row in found["rows"]]
-    name = f"cifar10-matching-ipc{arguments.ipc}"
-    result = {"benchmark": name, "machine": found["machine"], "observers": found["observers"], "rows": rows}
-    result |= {"commands": [call["command"] for call in calls], "wall_seconds": sum(c["wall_seconds"] for c in calls)}
-    result |= {"reached": reached(rows)}
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(path)
+    result = {"machine": found["machine"], "observers": found["observers"], "rows": rows, "reached": reached(rows)}
+    result |= {"commands": [c["command"] for c in calls], "wall_seconds": sum(c["wall_seconds"] for c in calls)}
+    keep(f"cifar10-matching-ipc{arguments.ipc}", result)
 
 
 def top1(row: dict[str, Any], of: str = "distilled_hard") -> float:

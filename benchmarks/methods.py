@@ -6,7 +6,7 @@ A run that was stopped continues. Further options go to `retort compare`, and in
 
 import json
 
-from benchmarks.shards import RESULTS, parser, timed
+from benchmarks.calls import keep, parser, timed
 
 SOFT = ("sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd")
 
@@ -15,12 +15,9 @@ def main() -> None:
     options = parser(__doc__, "runs/cifar10/methods")
     options.add_argument("presets", nargs="*", default=SOFT)
     arguments, further = options.parse_known_args()
-    call = timed(["compare", *arguments.presets], arguments, further)
-    name = f"cifar10-methods-ipc{arguments.ipc}"
-    found = json.loads((arguments.out / "comparison.json").read_text()) | call | {"benchmark": name}
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    print(path)
+    made = timed(["compare", *arguments.presets], arguments, further)
+    found = json.loads((arguments.out / "comparison.json").read_text())
+    keep(f"cifar10-methods-ipc{arguments.ipc}", found | made)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,8 @@ INT, FLOAT, PAIR = "expected int (input should be", "expected float (input shoul
         ),
         (
             "labeller.voters", "Nobody",
-            "unknown part in --set labeller.voters 'Nobody' (choices: Everyone, Learners, Lottery, One, RoundRobin)",
+            "unknown part in --set labeller.voters 'Nobody' "
+            "(choices: Everyone, Guides, Learners, Lottery, One, RoundRobin)",
         ),
         ("labeller", "e2d", "unknown part in --set labeller 'e2d' (choices: OneHot, Relabel)"),
         ("schedule.optimiser", "Lion", "unknown part in --set schedule.optimiser 'Lion' (choices: Adam, Sgd)"),
