@@ -16,7 +16,7 @@ from dd_tasks.guides import POOL
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
-from dd_tasks.presets import LARGE, PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, sre2l, sre2l_pp
+from dd_tasks.presets import LARGE, PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, retort, sre2l, sre2l_pp
 from dd_tasks.recipe import Ballot, Recipe, identity
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
 from dd_tasks.terms import (
@@ -127,6 +127,16 @@ def test_what_a_store_holds_of_small_sides_is_found_since_patches_are_matched_ab
 def test_e2d_remembers_every_explored_crop():
     schedule = e2d(side=32).schedule
     assert schedule.memory == schedule.phases[0].steps and schedule.steps == 200
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_retort_is_e2d_from_representatives(side):
+    parent, ours = e2d(side=side), retort(side=side)
+    assert isinstance(ours.initialiser, Representatives)
+    assert replace(ours, initialiser=parent.initialiser) == parent
+    assert list(PRESETS) == [
+        "sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd", "dream_plus", "clom", "retort"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", [32, 224])
