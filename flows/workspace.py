@@ -279,5 +279,6 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    words = f"{model}, {torch.get_num_threads()} cores"
+    threads = torch.get_num_threads()
+    words = f"{model}, {threads} core{'s' if threads > 1 else ''}"
     return f"{torch.cuda.get_device_name()}, {words}" if torch.cuda.is_available() else words
