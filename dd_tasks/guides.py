@@ -94,6 +94,11 @@ def _numbers(text: str, least: int, what: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def sources(pool: str) -> tuple[str, ...]:
+    """The shards of other datasets that a pool is trained on."""
+    return tuple(course.source for course in courses(pool) if course.source is not None)
+
+
 def study(base: str, architecture: str, other: str, epochs: str, foreign: str | None) -> list[tuple[str, str]]:
     """(factor, preset): a method without guides, then with pools that differ in one factor at a time: diversity, epoch
     of the guides, architecture, and, where `foreign` shards are given, domain (methods section 8)."""

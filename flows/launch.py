@@ -13,8 +13,9 @@ from dd_tasks import artifact, comparison, presets, report
 from dd_tasks.claims import accuracy
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
+from dd_tasks.guides import Guides, sources
 from dd_tasks.networks import builder
-from dd_tasks.recipe import Recipe, plain
+from dd_tasks.recipe import Recipe, plain, voters_in
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from flows.settings import Settings
@@ -28,9 +29,7 @@ SIDE_FOR_PLAN, CLASSES_FOR_PLAN = 32, 10
 def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command: str) -> None:
     artifact.check_out(out)
     check_places(spec.shards + spec.test, settings)
-    from flows.assemble import resolve
-
-    resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    check_recipe(spec)
     from flows.distill import distill_dataset
 
     manifest = distill_dataset(spec, out, settings, command)
@@ -42,10 +41,8 @@ def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command
 def compare(
     specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str, factors: tuple[str, ...] = ()
 ) -> None:
-    from flows.assemble import resolve
-
     for spec in specs:
-        resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+        check_recipe(spec)
     check_places(specs[0].shards + specs[0].test, settings)
     from flows.compare import PAGE, compare_presets, folder_of
 
@@ -70,6 +67,16 @@ def show_comparison(found: Comparison) -> None:
     for line in lines:
         table.add_row(*(line.cells[i] for i in columns))
     _shown(160).print(table)
+
+
+def check_recipe(spec: RunSpec) -> None:
+    """InputError for a name or an override that means nothing, or where guides' shards are missing."""
+    from flows.assemble import resolve
+
+    run = resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    for voters in voters_in(run.recipe):
+        if isinstance(voters, Guides) and (elsewhere := sources(voters.pool)):
+            expand(elsewhere)
 
 
 def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
@@ -176,9 +183,7 @@ def train(
 def measure_priors(spec: RunSpec, settings: Settings) -> None:
     """The prior of every observer, and the weights that make votes of them."""
     check_places(spec.shards, settings)
-    from flows.assemble import resolve
-
-    resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    check_recipe(spec)
     from flows.committee import priors_from_shards
     from flows.workspace import facts_of
 

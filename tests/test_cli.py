@@ -64,6 +64,11 @@ def changed(run: list[object], option: str, value: object) -> list[object]:
         ("--set", "labeller", "retort: --set 'labeller': expected part.field=value"),
         ("--set", "labeller.epoch=3", "retort: unknown field of Relabel in --set labeller.epoch 'epoch'; did you mean"),
         ("--set", "labeller.epochs=many", "retort: --set labeller.epochs=many: expected int"),
+        (
+            "--guides",
+            "convnet3@epoch=2",
+            "retort: --guides 'convnet3@epoch=2': this method has no guides (clom(METHOD)",
+        ),
         ("--set", "initialiser=Whole", "retort: unknown part in --set initialiser 'Whole'; did you mean"),
     ],
 )
@@ -76,6 +81,29 @@ def test_a_bad_option_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = refused(capsys, monkeypatch, *changed(run, option, value))
+    assert said.startswith(line), said
+
+
+@pytest.mark.parametrize(
+    ("guides", "line"),
+    [
+        (
+            "convnet3@epoch=two",
+            "retort: guides 'convnet3@epoch=two': epoch=two: expected numbers such as 2,4,8 or 0..2",
+        ),
+        ("convnet3@epoch=2 source=/nowhere/*.tar", "retort: no shard matches '/nowhere/*.tar'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_guides_that_cannot_be_had_are_one_line_before_anything_is_made(
+    run: list[object],
+    command: str,
+    guides: str,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = refused(capsys, monkeypatch, command, f"clom(e2d, {guides})", *run[2:])
     assert said.startswith(line), said
 
 
