@@ -14,10 +14,11 @@ SOFT = ("sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd")
 def main() -> None:
     options = parser(__doc__, "runs/cifar10/methods")
     options.add_argument("presets", nargs="*", default=SOFT)
+    options.add_argument("--name", help="of the result; default: cifar10-methods-ipcN")
     arguments, further = options.parse_known_args()
     made = timed(["compare", *arguments.presets], arguments, further)
     found = json.loads((arguments.out / "comparison.json").read_text())
-    keep(f"cifar10-methods-ipc{arguments.ipc}", found | made)
+    keep(arguments.name or f"cifar10-methods-ipc{arguments.ipc}", found | made)
 
 
 if __name__ == "__main__":
