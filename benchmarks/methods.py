@@ -8,7 +8,7 @@ import json
 
 from benchmarks.calls import keep, parser, timed
 
-SOFT = ("sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd")
+SOFT = ("sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd", "retort")
 
 
 def main() -> None:
