@@ -68,7 +68,7 @@ def curves() -> str:
         when = "at no iteration here" if reached["iterations"] is None else f"at iteration {reached['iterations']}"
         real, minutes = accuracy(_claim(rows[0], "random_hard")), result["wall_seconds"] / 60
         parts += [
-            f"\nClass labels, {rows[0]['ipc']} images per class; random real images: {real}. What random sampling has "
+            f"\nClass labels, IPC {rows[0]['ipc']}; random real images: {real}. What random sampling has "
             f"at its last iteration, {percent(reached['level'])}, DREAM+ has {when}.",
             f"`{result['commands'][-1]}` and so on: {minutes:.0f} minutes on {result['machine']}.\n",
         ]
