@@ -83,8 +83,9 @@ def observer(architecture: str, shape: Shape) -> Observer:
             module.momentum = 1.0
     with torch.no_grad():
         net.train()(pixels_NCSS)
-    statistics, _ = measure(net.eval(), [(pixels_NCSS, torch.arange(CLASSES))], CLASSES)
-    return Observer(architecture, net, statistics, prior=0.6)
+    real = [(pixels_NCSS, torch.arange(CLASSES))]
+    (statistics, _), (patches, _) = (measure(net.eval(), real, CLASSES, patches=patches) for patches in (False, True))
+    return Observer(architecture, net, statistics, prior=0.6, patches=patches)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
