@@ -60,7 +60,7 @@ def curves() -> str:
             continue
         rows, reached = result["rows"], result["reached"]
         presets = list(dict.fromkeys(row["preset"] for row in rows))
-        parts += [f"| iterations | {' | '.join(map(escape, presets))} |", "|---:|" + "---:|" * len(presets)]
+        parts += ["", f"| iterations | {' | '.join(map(escape, presets))} |", "|---:|" + "---:|" * len(presets)]
         for iterations in dict.fromkeys(row["iterations"] for row in rows):
             at = {row["preset"]: row for row in rows if row["iterations"] == iterations}
             cells = [accuracy(_claim(at[preset], "distilled_hard")) if preset in at else "" for preset in presets]
@@ -86,6 +86,7 @@ def digits() -> str:
         if result["benchmark"] != "digits-presets":
             continue
         parts += [
+            "",
             "| digits, 3 per class | distilled | random | image-updates | seconds in all |",
             "|---|---:|---:|---:|---:|",
         ]
