@@ -47,7 +47,8 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
             break
         chosen = tick.viewer.choose(memory, side, studio.rng, tick.progress)
         images_V = every_N if chosen.images_V is None else chosen.images_V
-        views_VCSS = look(scaled_NCSS[images_V], chosen.crops) * std_C11 + mean_C11
+        seen_VCSS = scaled_NCSS if chosen.images_V is None else scaled_NCSS[images_V]
+        views_VCSS = look(seen_VCSS, chosen.crops) * std_C11 + mean_C11
         if chosen.roll_2 is not None:
             views_VCSS = rolled(views_VCSS, chosen.roll_2)
         found = judge(views_VCSS, targets_N[images_V], tick)

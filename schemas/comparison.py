@@ -15,8 +15,12 @@ class ComparisonRow(Frozen):
     ipc: int = Field(ge=1)
     folder: str = Field(description="of its artifact, beside this file")
     identity: str = Field(pattern=SHA256, description="of its artifact")
-    image_updates: int = Field(ge=0, description="one image through one observer, forward and backward")
-    seconds: float = Field(ge=0, description="to choose and to optimise the images; observers and labels are not in it")
+    image_updates: int = Field(
+        ge=0, description="one image through one observer, forward and backward; priors excepted"
+    )
+    seconds: float = Field(
+        ge=0, description="to choose and to optimise the images; observers, priors and labels are not in it"
+    )
     claims: list[Claim]
 
 
