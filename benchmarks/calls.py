@@ -35,11 +35,13 @@ def call(options: Sequence[str], places: Sequence[str | Path], names: Mapping[st
     return {"command": typed, "wall_seconds": round(wall, 1)}
 
 
-def timed(command: Sequence[str], arguments: argparse.Namespace, further: Sequence[str]) -> dict[str, Any]:
-    """A command on the CIFAR-10 shards."""
+def timed(
+    command: Sequence[str], arguments: argparse.Namespace, further: Sequence[str], *, held_out: bool = False
+) -> dict[str, Any]:
+    """A command on the CIFAR-10 shards; its final rows are of the test images, or of training images held out."""
+    test = [] if held_out else ["--test", f"{arguments.data}/cifar10-test-{{0000..0001}}.tar"]
     options = [
-        *command, "--shards", f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",
-        "--test", f"{arguments.data}/cifar10-test-{{0000..0001}}.tar", "--committee", "small",
+        *command, "--shards", f"{arguments.data}/cifar10-train-{{0000..0009}}.tar", *test, "--committee", "small",
         "--ipc", str(arguments.ipc), "--student", arguments.student, *further,
     ]  # fmt: skip
     return call(options, ["--out", arguments.out, "--store", arguments.store], {arguments.data: "CIFAR10"})

@@ -1,7 +1,7 @@
 """Every preset on the quickstart's digits: `python -m benchmarks.digits --data runs/quickstart/shards`.
 
 One `retort run` each; the seconds of the whole command and its rows go to benchmarks/results/digits-presets.json. The
-recipes are the presets' own at 16 px but for what SMALLER says. All but the first find the committee in the store.
+recipes are the presets' own at 16 px. All but the first find the committee in the store.
 """
 
 import argparse
@@ -17,12 +17,6 @@ OPTIONS = (
     "--ipc 3 --committee tiny --no-flip --student convnet3_w32 --student-batch 10 --seeds 2 --student-epochs 80 "
     "--full-epochs 0 --set labeller.epochs=80 --set labeller.scale=[0.5,1.0]"
 )
-MATCHING = "--set schedule.phases.0.steps=40 --set ballots.0.voters.architecture=convnet3_w32"
-SMALLER = {
-    "cv_dd": "--set schedule.phases.0.steps=400",  # once for each observer's prior, and once more
-    "dream_plus": MATCHING,
-    "clom": f"{MATCHING} --guides 'convnet3_w32@epoch=2,4 seeds=0..1'",
-}
 
 
 def main() -> None:
@@ -34,7 +28,7 @@ def main() -> None:
         for name in PRESETS:
             typed = f"run {name} --shards '{arguments.data}/train/*.tar' --test '{arguments.data}/test/*.tar' {OPTIONS}"
             places = ["--out", f"{folder}/{name}", "--store", f"{folder}/store"]
-            made = call(shlex.split(f"{typed} {SMALLER.get(name, '')}"), places, {str(arguments.data): "DIGITS"})
+            made = call(shlex.split(typed), places, {str(arguments.data): "DIGITS"})
             manifest = json.loads((Path(folder) / name / "retort.json").read_text())
             kept = {"claims": manifest["claims"], "image_updates": manifest["cost"]["image_updates"]}
             rows.append({"preset": name, **made, **kept})

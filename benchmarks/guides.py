@@ -12,8 +12,7 @@ from benchmarks.calls import call, keep
 
 OPTIONS = (
     "--ipc 1 --committee tiny --no-flip --student convnet3_w32 --student-batch 10 --seeds 3 --student-epochs 300 "
-    "--architecture convnet3_w32 --other thin_resnet6_w16 --epochs 1,2,4,8 "
-    "--set schedule.phases.0.steps=40 --set ballots.0.voters.architecture=convnet3_w32"
+    "--architecture convnet3_w32 --other thin_resnet6_w16 --epochs 1,2,4,8"
 )
 
 

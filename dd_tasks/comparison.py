@@ -17,6 +17,11 @@ COLUMNS = (
     "factor", "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real",
     "class labels: distilled", "class labels: random", "LRS", "ARS",
 )  # fmt: skip
+OWN_STAGES = (
+    "priors",
+    "choose",
+    "recover",
+)  # of a method; not its guides; observers, labels and students are the same for all
 LEFT_COLUMNS = 4  # the rest are numbers
 NAME_WIDTH = 30  # characters of a method in a plot
 WIDTH, HEIGHT = 500, 300
@@ -45,7 +50,7 @@ def compared(
             folder=folder,
             identity=manifest.identity,
             image_updates=manifest.cost.image_updates,
-            seconds=round(manifest.cost.seconds["choose"] + manifest.cost.seconds["recover"], 1),
+            seconds=round(sum(manifest.cost.seconds.get(stage, 0) for stage in OWN_STAGES), 1),
             claims=manifest.claims,
         )
         for manifest, folder, factor in zip(manifests, folders, factors or none, strict=True)

@@ -29,6 +29,7 @@ from dd_tasks.types import Reading, RealImages, Studio
 from dd_tasks.voters import Judges
 
 POOL = "convnet3@epoch=2,4,8 seeds=0..2"
+TINY_POOL = "convnet3_w32@epoch=2,4 seeds=0..1"
 KEYS = ("epoch", "seeds", "of", "every", "source", "weights", "sha256")
 DRAWS = 4096  # guides drawn ahead, so that no step waits for the device
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dd_tasks.errors import InputError, unknown
-from dd_tasks.guides import POOL, Guides
+from dd_tasks.guides import POOL, TINY_POOL, Guides
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
@@ -26,6 +26,7 @@ from dd_tasks.terms import (
 from dd_tasks.voters import Everyone, Lottery, One, RoundRobin
 
 SMALL_SIDE = 64  # up to here the papers have settings of their own
+TINY_SIDE = 16  # up to here the slowest methods have ours: minutes on two cores
 
 
 def sre2l(*, side: int) -> Recipe:
@@ -96,12 +97,13 @@ def sre2l_pp(*, side: int) -> Recipe:
 
     Paper: the baseline of committee voting (methods section 6). 4000 steps, Adam .25; labels with BatchNorm on
     sub-batches of 8.
-    Departs: as sre2l does; up to 32 px 1000 steps, as many as SRe2L's.
+    Departs: as sre2l does; up to 32 px 1000 steps, as many as SRe2L's, up to 16 px 400.
     """
+    steps = 400 if side <= TINY_SIDE else 1000 if side <= 32 else 4000
     return replace(
         sre2l(side=side),
         initialiser=Collage(factor=1 if side <= SMALL_SIDE else 2, difficulty="medium"),
-        schedule=Schedule((Phase(1000 if side <= 32 else 4000, _shared_crop(side)),), Adam(rate=0.25)),
+        schedule=Schedule((Phase(steps, _shared_crop(side)),), Adam(rate=0.25)),
         labeller=Relabel(One(), scale=(0.08, 1.0), batch_statistics=8),
     )
 
@@ -186,25 +188,26 @@ def dream_plus(*, side: int) -> Recipe:
     Paper: representative, bidirectional matching (methods section 7). 2 x 2 tiles an image, begun from k-means
     representatives; networks drawn anew every 100 steps; SGD with momentum .5 on the pixels; class labels.
     Departs: representatives by the committee's embeddings; a student sees the views of every labeller here (crop, flip,
-    CutMix), not DSA's.
+    CutMix), not DSA's; up to 16 px 40 steps and networks of a quarter of the width.
     """
+    steps, learners = (40, Learners("convnet3_w32")) if side <= TINY_SIDE else (1000, Learners())
     return Recipe(
         initialiser=Representatives(candidates=1000, factor=2),
-        ballots=(Ballot(Learners(), (FeatureMean(), GradientMatching())),),
-        schedule=Schedule((Phase(1000, Tiles(2)),), Sgd(rate=0.1, momentum=0.5), constant=True),
+        ballots=(Ballot(learners, (FeatureMean(), GradientMatching())),),
+        schedule=Schedule((Phase(steps, Tiles(2)),), Sgd(rate=0.1, momentum=0.5), constant=True),
         labeller=OneHot(tiles=2),
     )
 
 
-def clom(base: str = "dream_plus", *, side: int, alpha: float = 1000.0, guides: str = POOL) -> Recipe:
+def clom(base: str = "dream_plus", *, side: int, alpha: float = 1000.0, guides: str | None = None) -> Recipe:
     """CLoM: another method, with pre-trained models that pull the images towards their classes.
 
     Paper: contrastive learning-based guidance by a pool of models (methods section 8). The base's recipe and
     `alpha` times the contrastive term, of one guide a step, drawn from the pool. On the command line `clom(e2d)` is E2D
     with these guides, `clom(e2d, POOL)` with others.
-    Departs: guides look at the views that the base looks at.
+    Departs: guides look at the views that the base looks at; up to 16 px they are fewer and smaller.
     """
-    parent = preset(base, side=side)
+    parent, guides = preset(base, side=side), guides or (TINY_POOL if side <= TINY_SIDE else POOL)
     return replace(parent, ballots=(*parent.ballots, Ballot(Guides(guides), (ContrastivePull(alpha),))))
 
 
@@ -237,7 +240,7 @@ def preset(name: str, *, side: int) -> Recipe:
     """The recipe of a preset, of `clom(BASE)`, `clom(BASE, GUIDES)` or MODULE:FUNCTION, for images of this side.
     InputError where there is none."""
     if match := re.fullmatch(r"clom\(([^,]+)(?:, *(.+))?\)", name):
-        return clom(match[1], side=side, guides=match[2] or POOL)
+        return clom(match[1], side=side, guides=match[2])
     if ":" in name:
         return _own(name, side)
     known = {**PRESETS, **LARGE}

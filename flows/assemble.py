@@ -5,7 +5,7 @@ import logging
 import resource
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +101,11 @@ class Results:
     @property
     def stages(self) -> dict[str, list[Ref]]:
         """What each stage made, for its cost."""
-        guides = list(dict.fromkeys(guide.weights for pool in self.pools for guide in pool.guides))
-        return ({"guides": guides} if guides else {}) | {
+        ahead = {
+            "guides": list(dict.fromkeys(guide.weights for pool in self.pools for guide in pool.guides)),
+            "priors": [ref for seat in self.seats for ref in seat.trial],
+        }
+        return {stage: refs for stage, refs in ahead.items() if refs} | {
             "observers": [seat.weights for seat in self.seats],
             "statistics": [ref for seat in self.seats for ref in seat.measured],
             "choose": [self.first],
@@ -235,12 +238,13 @@ def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name
 
 
 def _cost(results: Results, settings: Settings) -> Cost:
-    def total(refs: list[Ref], fact: str) -> float:
-        return sum(facts_of(ref, settings)[fact] for ref in refs)
+    def total(fact: str, refs: Iterable[Ref]) -> float:
+        return sum(facts_of(ref, settings).get(fact, 0) for ref in refs)
 
+    stages = results.stages
     return Cost(
-        image_updates=int(total(list(results.panels), "image_updates")),
-        seconds={stage: round(total(refs, "seconds"), 1) for stage, refs in results.stages.items()},
+        image_updates=int(total("image_updates", (*stages["recover"], *stages.get("priors", ())))),
+        seconds={stage: round(total("seconds", refs), 1) for stage, refs in stages.items()},
         peak_memory_bytes=peak_memory(),
         machine=machine(),
     )

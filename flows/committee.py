@@ -57,10 +57,10 @@ def measure_priors(
     for seat in seats:
         one, what = (seat,), f"images of {seat.recipe.name} alone"
         first = choose_images(recipe.initialiser, candidates, one, spec.ipc, data, seeds["choose"], settings)
-        _, canvas = recover(recipe, first, panels, one, data, spec.seed, settings, pools)
+        finished, canvas = recover(recipe, first, panels, one, data, spec.seed, settings, pools)
         labels = relabel(recipe.labeller, canvas, one, data, seeds["labels"], settings, what)
         score = train_student(run.students[0], canvas, labels, data, spec.seed, settings, what)
-        measured.append(replace(seat, prior=score))
+        measured.append(replace(seat, prior=score, trial=(first, *finished, labels, score)))
     return tuple(measured)
 
 

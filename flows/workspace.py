@@ -59,14 +59,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Seat:
-    """A member of a committee, by reference; the prior, a student's score, and the patches' statistics where they were
-    measured."""
+    """A member of a committee, by reference; the prior, a student's score, with all that was made for it, and the
+    patches' statistics where they were measured."""
 
     recipe: Member
     weights: Ref
     statistics: Ref
     prior: Ref | None = None
     patches: Ref | None = None
+    trial: tuple[Ref, ...] = ()
 
     @property
     def vote(self) -> list[str | None]:

@@ -15,11 +15,10 @@ class ComparisonRow(Frozen):
     ipc: int = Field(ge=1)
     folder: str = Field(description="of its artifact, beside this file")
     identity: str = Field(pattern=SHA256, description="of its artifact")
-    image_updates: int = Field(
-        ge=0, description="one image through one observer, forward and backward; priors excepted"
-    )
+    image_updates: int = Field(ge=0, description="one image through one observer, forward and backward")
     seconds: float = Field(
-        ge=0, description="to choose and to optimise the images; observers, priors and labels are not in it"
+        ge=0,
+        description="to measure priors, to choose and to optimise the images; not for observers, guides and labels",
     )
     claims: list[Claim]
 

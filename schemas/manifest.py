@@ -93,7 +93,9 @@ class Claim(Frozen):
 
 
 class Cost(Frozen):
-    image_updates: int = Field(ge=0, description="one image through one observer, forward and backward")
+    image_updates: int = Field(
+        ge=0, description="one image through one observer, forward and backward; those of measured priors among them"
+    )
     seconds: dict[str, float] = Field(description="by stage, as measured when the stage last really ran")
     peak_memory_bytes: int = Field(ge=0)
     machine: str

@@ -109,6 +109,9 @@ def test_committee_voting_measures_priors_on_held_out_images_once(
     alone = [line for line in said if line.startswith("convnet3_w32 on images of") and "made in" in line]
     assert len(alone) == 3 and validate(tmp_path / "d") == []
     assert manifest.recipe["ballots"][0]["voters"]["type"] == "Lottery"
+    images = 10 * manifest.ipc
+    assert manifest.cost.image_updates == 4 * images * (3 * 1 + 2)  # each observer alone, then two together
+    assert manifest.cost.seconds["priors"] > 0
     from flows.committee import priors_from_shards
     from flows.settings import Settings
 

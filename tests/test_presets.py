@@ -12,11 +12,25 @@ from test_learners import pool
 
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
-from dd_tasks.guides import POOL
+from dd_tasks.guides import POOL, TINY_POOL
 from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.learners import Learners
-from dd_tasks.presets import LARGE, PRESETS, cda, cv_dd, dream_plus, e2d, edc, preset, rded, retort, sre2l, sre2l_pp
+from dd_tasks.presets import (
+    LARGE,
+    PRESETS,
+    cda,
+    clom,
+    cv_dd,
+    dream_plus,
+    e2d,
+    edc,
+    preset,
+    rded,
+    retort,
+    sre2l,
+    sre2l_pp,
+)
 from dd_tasks.recipe import Ballot, Recipe, identity
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule, Sgd, SharedCrop, Tiles
 from dd_tasks.terms import (
@@ -68,12 +82,12 @@ def test_rded_is_patches_and_labels(side, factor):
     assert rded(side=side) == Recipe(collage, (), Schedule(), Relabel(voters=One(), scale=(0.5, 1.0)))
 
 
-@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("side", [16, 32, 224])
 def test_committee_voting_is_sre2l_with_other_images_labels_and_votes(side):
     parent, child, grandchild = sre2l(side=side), sre2l_pp(side=side), cv_dd(side=side)
-    assert child.initialiser == Collage(factor=1 if side == 32 else 2, difficulty="medium")
+    assert child.initialiser == Collage(factor=2 if side == 224 else 1, difficulty="medium")
     assert child.ballots == parent.ballots and child.schedule.optimiser == Adam(rate=0.25)
-    assert [p.steps for p in child.schedule.phases] == [1000 if side == 32 else 4000]
+    assert [p.steps for p in child.schedule.phases] == [{16: 400, 32: 1000, 224: 4000}[side]]
     assert child.schedule.phases[0].viewer == parent.schedule.phases[0].viewer
     assert child.labeller == replace(parent.labeller, batch_statistics=8)
     assert grandchild.ballots == (Ballot(Lottery(2, temperature=5.0), GAP),)
@@ -149,6 +163,14 @@ def test_dream_plus_matches_tiles_with_representative_real_images(side):
     assert recipe.labeller == OneHot(epochs=300, tiles=2)
 
 
+def test_tiny_images_are_matched_in_minutes_by_a_smaller_network_and_guides():
+    parent, recipe = dream_plus(side=32), dream_plus(side=16)
+    assert recipe.ballots[0].voters == replace(parent.ballots[0].voters, architecture="convnet3_w32")
+    assert recipe.schedule == replace(parent.schedule, phases=(Phase(40, Tiles(2)),))
+    assert replace(recipe, ballots=parent.ballots, schedule=parent.schedule) == parent
+    assert [clom(side=side).ballots[-1].voters.pool for side in (16, 17)] == [TINY_POOL, POOL]
+
+
 def test_a_preset_is_found_by_name():
     assert preset("e2d", side=64) == e2d(side=64) != e2d(side=224)
 
@@ -216,7 +238,7 @@ def test_every_preset_distils_digits(name):
     recipe, candidates = shortened(preset(name, side=tiny.SIDE), 25), tiny.digit_candidates(20, tiny.CLASSES)
     runs = []
     for seed in (1, 1, 2):
-        studio = replace(tiny.studio(*observers, seed=seed), real=pool(), guides={POOL: (network(0), network(1))})
+        studio = replace(tiny.studio(*observers, seed=seed), real=pool(), guides={TINY_POOL: (network(0), network(1))})
         first = recipe.initialiser.choose(candidates, 2, tiny.SIDE, studio)
         made = distill(recipe, first, studio)
         runs.append((first, made, recipe.labeller.label(made.canvas, studio)))
