@@ -25,7 +25,7 @@ from dd_tasks.types import RealImages, Studio
 from flows.workspace import machine
 
 LEARNERS = Learners("convnet3_w32", batch=64)
-TRAINED, BATCHES, REPEATS, AT_HAND, MATCHED = (0, 10_000, 50_000), (8, 16, 64, 128), 5, 1000, 4
+TRAINED, BATCHES, REPEATS, AT_HAND, MATCHED = (0, 10_000, 50_000), (8, 16, 64, 128), 3, 1000, 4
 
 
 def slope(learner: Learner, term: Term, views_VCSS: Tensor, targets_V: Tensor, draw: int) -> Tensor:
@@ -55,6 +55,7 @@ def measured(learner: Learner, term: Term, views_VCSS: Tensor, targets_V: Tensor
         near: dict[str, list[float]] = {"random": [], "representative": []}
         for draw in range(REPEATS):
             some = {label: rows_P[torch.randperm(len(rows_P))[:size]] for label, rows_P in everything.items()}
+            learner.chosen = {}
             learner.choose()
             for name, rows in (("representative", learner.chosen), ("random", some)):
                 near[name].append(torch.cosine_similarity(direction(rows, draw), aim[draw], 0).item())

@@ -47,6 +47,7 @@ def comparisons() -> str:
             minutes = result["wall_seconds"] / 60
             parts += [
                 comparison.markdown(found),
+                *(["Scored on training images that were held out.\n"] if found.test is None else []),
                 f"`{found.command}`: {minutes:.0f} minutes for what the store did not hold, {found.machine}.\n",
             ]
     return "".join(f"\n{part}" for part in parts)
@@ -72,6 +73,28 @@ def curves() -> str:
             f"at its last iteration, {percent(reached['level'])}, DREAM+ has {when}.",
             f"`{result['commands'][-1]}` and so on: {minutes:.0f} minutes on {result['machine']}.\n",
         ]
+    return "\n".join(parts)
+
+
+def noise() -> str:
+    """Markdown: whose noise a matching step has."""
+    parts = []
+    for result in results():
+        if "noise" not in result:
+            continue
+        sizes = [batch["batch"] for batch in result["noise"][0]["batches"]]
+        heads = [f"{size} random, representative" for size in sizes]
+        parts += [
+            "",
+            f"| cosine to the step of all {result['at_hand']:,} | {' | '.join(heads)} | between augmentation draws |",
+            "|---|" + "---:|" * (len(sizes) + 1),
+        ]
+        for row in result["noise"]:
+            cells = [f"{batch['random']:.2f}, {batch['representative']:.2f}" for batch in row["batches"]]
+            parts.append(
+                f"| {row['term']} after {row['trained_on']:,} images | {' | '.join(cells)} | {row['other_draws']:.2f} |"
+            )
+        parts += ["", f"`{result['command']}`: {result['wall_seconds'] / 60:.0f} minutes on {result['machine']}.", ""]
     return "\n".join(parts)
 
 
@@ -103,8 +126,11 @@ def digits() -> str:
     return "\n".join(parts)
 
 
+TABLES = runs, comparisons, curves, noise, digits
+
+
 def rewritten(readme: str) -> str:
-    return MARKS.sub(lambda match: match[1] + runs() + comparisons() + curves() + digits() + match[2], readme)
+    return MARKS.sub(lambda match: match[1] + "".join(table() for table in TABLES) + match[2], readme)
 
 
 if __name__ == "__main__":

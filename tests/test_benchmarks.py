@@ -1,9 +1,16 @@
 """What the README says was measured is what the benchmarks wrote."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import matching, tables
+import pytest
+import tiny
+from test_learners import pool
+
+from benchmarks import matching, noise, tables
+from dd_tasks.learners import Learner, Learners
 from dd_tasks.presets import dream_plus, preset
+from dd_tasks.terms import GradientMatching
 
 README = Path(tables.ROOT) / "README.md"
 
@@ -39,3 +46,15 @@ def test_random_sampling_is_dream_plus_without_what_it_adds(monkeypatch) -> None
     assert plain.initialiser.demand(10) == 40 == plain.initialiser.least(10)
     assert plain.ballots[0].voters.choose == "random" and plain.ballots[0].terms == ours.ballots[0].terms[1:]
     assert (plain.schedule, plain.labeller) == (ours.schedule, ours.labeller)
+
+
+def test_a_batch_of_all_images_has_no_noise_and_other_draws_have_some(monkeypatch) -> None:
+    studio = replace(tiny.studio(), real=pool(12))
+    monkeypatch.setattr(noise, "REPEATS", 2)
+    monkeypatch.setattr(noise, "BATCHES", (2, 12))
+    learner = Learner(Learners("convnet2_w8"), studio, studio.real)
+    made = noise.measured(learner, GradientMatching(), tiny.pixels(3), tiny.labels(3))
+    few, every = made["batches"]
+    for chosen in ("random", "representative"):
+        assert every[chosen] == pytest.approx(1, abs=1e-4) and few[chosen] < 0.999
+    assert made["other_draws"] < 0.999
