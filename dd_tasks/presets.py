@@ -212,21 +212,19 @@ def clom(base: str = "dream_plus", *, side: int, alpha: float = 1000.0, guides: 
 
 
 def retort(*, side: int) -> Recipe:
-    """Retort: E2D from representative images, at E2D's image-updates.
+    """Retort: E2D from representative images, seen in larger crops, at E2D's image-updates.
 
     E2D (methods section 5) begun from the whole images nearest the k-means centres of 1000 candidates a class in the
-    committee's embedding (section 7). With one image a class random ones are the better start (table in the README).
-    Paper: none. Tried once each, one seed, so that a point is what chance gives, by scripts that are not kept: held-out
-    training images of CIFAR-10, 10 per class, `small` committee, e2d's labels, convnet3. From random images (e2d) 62.3;
-    from representatives of 300 63.0, of 1000 63.4. Dropped: crops of .25..1 with half of the steps on CutMix, from
-    representatives 60.8, from the easiest images by the whole committee 61.0. Dropped after students of 100 epochs
-    alone (e2d 49.9; from the easiest of 300 52.4): pixel rate .2 50.9; the whole committee at once 50.9; the easiest of
-    1000 50.4; with such crops and CutMix from representatives of the easiest third 50.9, with every second step judged
-    by a guide with instance norm 53.5, with all 46.5; matching of a student's gradients under soft labels, from random
-    images (39.7) 40.4.
+    committee's embedding (section 7); up to 64 px crops of .7..1 instead of .5..1. With one image a class random ones
+    are the better start (table in the README).
+    Paper: none. What was tried is `benchmarks.variants`, on training images of CIFAR-10 that were held out.
     Departs: as e2d does.
     """
-    return replace(e2d(side=side), initialiser=Representatives(candidates=1000))
+    parent, seen = e2d(side=side), (0.7 if side <= SMALL_SIDE else 0.5, 1.0)
+    explore, exploit = parent.schedule.phases
+    phases = Phase(explore.steps, RandomCrops(seen)), Phase(exploit.steps, Revisit(seen))
+    begin = Representatives(candidates=1000)
+    return replace(parent, initialiser=begin, schedule=replace(parent.schedule, phases=phases))
 
 
 PRESETS: Mapping[str, Callable[..., Recipe]] = {
