@@ -1,4 +1,4 @@
-"""Methods side by side on CIFAR-10, `small` committee: `python -m benchmarks.methods --data DIR [PRESET...]`.
+"""Methods side by side on CIFAR-10, `small` committee: `python -m benchmarks.methods --data DIR [--presets PRESET...]`.
 
 Runs `retort compare` as a user would and keeps its comparison.json as benchmarks/results/cifar10-methods-ipcN.json.
 A run that was stopped continues. Further options go to `retort compare`, and into the command that the result records.
@@ -13,7 +13,7 @@ SOFT = ("sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd", "retort")
 
 def main() -> None:
     options = parser(__doc__, "runs/cifar10/methods")
-    options.add_argument("presets", nargs="*", default=SOFT)
+    options.add_argument("--presets", nargs="+", default=SOFT)
     options.add_argument("--name", help="of the result; default: cifar10-methods-ipcN")
     arguments, further = options.parse_known_args()
     made = timed(["compare", *arguments.presets], arguments, further)

@@ -1,4 +1,4 @@
-"""What was tried for `retort`: `python -m benchmarks.variants --data DIR [VARIANT...]`.
+"""What was tried for `retort`: `python -m benchmarks.variants --data DIR [--variants VARIANT...]`.
 
 Each variant changes one thing of E2D from representatives, about at its image-updates. All are compared on training
 images that are held out, under e2d's labels; the comparison goes to benchmarks/results/cifar10-variants-ipcN.json. A
@@ -110,7 +110,7 @@ VARIANTS = (
 
 def main() -> None:
     options = parser(__doc__, "runs/cifar10/variants")
-    options.add_argument("variants", nargs="*", default=[variant.__name__ for variant in VARIANTS])
+    options.add_argument("--variants", nargs="+", default=[variant.__name__ for variant in VARIANTS])
     arguments, further = options.parse_known_args()
     presets = ["e2d", "retort", *(f"benchmarks.variants:{name}" for name in arguments.variants)]
     made = timed(["compare", *presets], arguments, further, held_out=True)
