@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dd_tasks.augment import SIAMESE_DRAWS, inside, own_share, random_mix_boxes, siamese
 from dd_tasks.clusters import nearest_to_centres
 from dd_tasks.committee import seeded
+from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build, builder, with_features
 from dd_tasks.ranges import Amount, Count, Decay, Positive
 from dd_tasks.types import Observer, Reading, RealImages, Studio
@@ -98,6 +99,8 @@ class Learner:
         self.chosen: dict[int, Tensor] = {}
 
     def read(self, pixels_NCHW: Tensor, *, moments: bool = False, patches: bool = False) -> Reading:
+        if moments or patches:
+            raise InputError(f"{self.name} in training: no statistics are measured of it; judge by other terms")
         logits_NK, features_NE = with_features(self.net, pixels_NCHW)
         return Reading(logits_NK, features_NE=features_NE)
 
@@ -112,7 +115,7 @@ class Learner:
             real_MCSS = self.real.pixels(self._batch(label))
             mean, std = self.studio.mean, self.studio.std
             real = self.read(siamese(real_MCSS, draw, mean, std))
-            own = self.read(siamese(pixels_NCHW[rows_N], draw, mean, std))
+            own = self.read(siamese(pixels_NCHW[rows_N], draw, mean, std), moments=moments, patches=patches)
             yield rows_N, replace(own, weights=tuple(self.weights), real=real)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from dd_tasks.label import OneHot
 from dd_tasks.learners import Learner, Learners
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import Phase, Schedule, Sgd, Tiles
-from dd_tasks.terms import FeatureMean, GradientMatching
+from dd_tasks.terms import BatchNormMatching, FeatureMean, GradientMatching, PatchStatistics, SmoothedStatistics
 from dd_tasks.types import RealImages, Studio
 
 SMALL = Learners("convnet2_w8", inner=4, samples=256, batch=6, interval=2, among=30, epochs=0)
@@ -110,6 +110,13 @@ def test_a_term_that_compares_needs_voters_in_training():
 
     wrong = replace(MATCHING, ballots=(Ballot(Everyone(), (FeatureMean(),)),))
     with pytest.raises(InputError, match=r"FeatureMean compares with real images: it needs voters in training"):
+        distill(wrong, tiny.canvas(), studio())
+
+
+@pytest.mark.parametrize("term", [BatchNormMatching(), SmoothedStatistics(), PatchStatistics()])
+def test_statistics_cannot_be_matched_by_a_network_in_training(term):
+    wrong = replace(MATCHING, ballots=(Ballot(SMALL, (term,)),))
+    with pytest.raises(InputError, match="convnet2_w8 in training: no statistics are measured of it"):
         distill(wrong, tiny.canvas(), studio())
 
 
