@@ -13,7 +13,7 @@ from dd_tasks.guides import Guides
 from dd_tasks.initialise import Collage, Representatives
 from dd_tasks.presets import e2d
 from dd_tasks.recipe import Ballot, Recipe
-from dd_tasks.schedule import Adam, Schedule
+from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule
 from dd_tasks.terms import CrossEntropy, SmoothedStatistics
 from dd_tasks.voters import Everyone, RoundRobin
 
@@ -88,8 +88,9 @@ def guided(*, side: int) -> Recipe:
 
 def _seen(side: int, scale: tuple[float, float]) -> Recipe:
     parent = representatives(side=side)
-    explore, exploit = (replace(phase, viewer=replace(phase.viewer, scale=scale)) for phase in parent.schedule.phases)  # type: ignore[type-var]
-    return replace(parent, schedule=replace(parent.schedule, phases=(explore, exploit)))
+    explore, exploit = parent.schedule.phases
+    phases = Phase(explore.steps, RandomCrops(scale)), Phase(exploit.steps, Revisit(scale))
+    return replace(parent, schedule=replace(parent.schedule, phases=phases))
 
 
 def _judged(side: int, *ballots: Ballot) -> Recipe:

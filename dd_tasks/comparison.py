@@ -17,11 +17,7 @@ COLUMNS = (
     "factor", "IPC", "method", "student", "image-updates", "seconds", "distilled", "random", "lead", "all real",
     "class labels: distilled", "class labels: random", "LRS", "ARS",
 )  # fmt: skip
-OWN_STAGES = (
-    "priors",
-    "choose",
-    "recover",
-)  # of a method; not its guides; observers, labels and students are the same for all
+OWN_STAGES = "priors", "choose", "recover"  # a method's seconds; all share observers, labels and students
 LEFT_COLUMNS = 4  # the rest are numbers
 NAME_WIDTH = 30  # characters of a method in a plot
 WIDTH, HEIGHT = 500, 300
