@@ -1,6 +1,6 @@
 """What was tried for `retort`: `python -m benchmarks.variants --data DIR [--variants VARIANT...]`.
 
-Each variant changes one thing of E2D from representatives, about at its image-updates. All are compared on training
+Each variant changes one thing of it, about at its image-updates. All are compared on training
 images that are held out, under e2d's labels; the comparison goes to benchmarks/results/cifar10-variants-ipcN.json. A
 run that was stopped continues. Further options go to `retort compare`.
 """
@@ -11,36 +11,31 @@ from dataclasses import replace
 from benchmarks.calls import keep, parser, timed
 from dd_tasks.guides import Guides
 from dd_tasks.initialise import Collage, Representatives
-from dd_tasks.presets import e2d
+from dd_tasks.presets import retort
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import Adam, Phase, RandomCrops, Revisit, Schedule
 from dd_tasks.terms import CrossEntropy, SmoothedStatistics
 from dd_tasks.voters import Everyone, RoundRobin
 
 
-def representatives(*, side: int) -> Recipe:
-    """E2D from the images nearest the k-means centres of 1000 candidates a class."""
-    return replace(e2d(side=side), initialiser=Representatives(candidates=1000))
-
-
 def of_300(*, side: int) -> Recipe:
     """Fewer candidates for the k-means."""
-    return replace(representatives(side=side), initialiser=Representatives())
+    return replace(retort(side=side), initialiser=Representatives())
 
 
 def of_4000(*, side: int) -> Recipe:
     """Nearly all of CIFAR-10's images as candidates."""
-    return replace(representatives(side=side), initialiser=Representatives(candidates=4000))
+    return replace(retort(side=side), initialiser=Representatives(candidates=4000))
 
 
 def easiest(*, side: int) -> Recipe:
     """From the images that the whole committee finds easiest."""
-    return replace(representatives(side=side), initialiser=Collage(candidates=1000, judges=Everyone()))
+    return replace(retort(side=side), initialiser=Collage(candidates=1000, judges=Everyone()))
 
 
 def tiles(*, side: int) -> Recipe:
     """From four representatives in an image."""
-    return replace(representatives(side=side), initialiser=Representatives(candidates=1000, factor=2))
+    return replace(retort(side=side), initialiser=Representatives(candidates=1000, factor=2))
 
 
 def tighter(*, side: int) -> Recipe:
@@ -65,7 +60,7 @@ def whole(*, side: int) -> Recipe:
 
 def slower(*, side: int) -> Recipe:
     """Half the pixels' rate."""
-    parent = representatives(side=side)
+    parent = retort(side=side)
     return replace(parent, schedule=replace(parent.schedule, optimiser=Adam(rate=0.05)))
 
 
@@ -76,35 +71,35 @@ def statistics(*, side: int) -> Recipe:
 
 def together(*, side: int) -> Recipe:
     """The whole committee in every step, in a third of the steps."""
-    everyone = Ballot(Everyone(), representatives(side=side).ballots[0].terms)
+    everyone = Ballot(Everyone(), retort(side=side).ballots[0].terms)
     return replace(_judged(side, everyone), schedule=_shorter(side, 3))
 
 
 def guided(*, side: int) -> Recipe:
     """Beside the committee a network of the student's kind after two epochs of training; in half of the steps."""
     guide = Ballot(Guides("convnet3_w64@epoch=2 seeds=0..2"), (CrossEntropy(),))
-    return replace(_judged(side, representatives(side=side).ballots[0], guide), schedule=_shorter(side, 2))
+    return replace(_judged(side, retort(side=side).ballots[0], guide), schedule=_shorter(side, 2))
 
 
 def _seen(side: int, scale: tuple[float, float]) -> Recipe:
-    parent = representatives(side=side)
+    parent = retort(side=side)
     explore, exploit = parent.schedule.phases
     phases = Phase(explore.steps, RandomCrops(scale)), Phase(exploit.steps, Revisit(scale))
     return replace(parent, schedule=replace(parent.schedule, phases=phases))
 
 
 def _judged(side: int, *ballots: Ballot) -> Recipe:
-    return replace(representatives(side=side), ballots=ballots)
+    return replace(retort(side=side), ballots=ballots)
 
 
 def _shorter(side: int, times: int) -> Schedule:
-    """E2D's schedule in so many times fewer steps."""
-    full = representatives(side=side).schedule
+    """Retort's schedule in so many times fewer steps."""
+    full = retort(side=side).schedule
     return replace(full, phases=tuple(replace(phase, steps=phase.steps // times) for phase in full.phases))
 
 
 VARIANTS = (
-    representatives, of_300, of_4000, easiest, tiles, tighter, wider, widest, whole, slower, statistics, together,
+    of_300, of_4000, easiest, tiles, tighter, wider, widest, whole, slower, statistics, together,
     guided,
 )  # fmt: skip
 
