@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from textwrap import shorten
 
 from dd_tasks.axes import Axis, Mark
 from dd_tasks.card import escape
@@ -19,7 +18,9 @@ COLUMNS = (
 )  # fmt: skip
 OWN_STAGES = "priors", "choose", "recover"  # a method's seconds; all share observers, labels and students
 LEFT_COLUMNS = 4  # the rest are numbers
-NAME_WIDTH = 30  # characters of a method in a plot
+NAME_WIDTH = 30  # characters of a method in a plot; a longer name is shown as its number in the table
+TITLE_WIDTH = 90  # characters of all methods in the headline; more are counted
+LETTER_WIDTH, LABEL_HEIGHT = 7, 11
 WIDTH, HEIGHT = 500, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 410, 20, 250
 
@@ -139,12 +140,13 @@ def markdown(comparison: schema.Comparison) -> str:
 
 @dataclass(frozen=True)
 class Spot:
-    """A method in a plot, in the drawing's units: its mean, and one std to both sides."""
+    """A method in a plot, in the drawing's units: its mean, one std to both sides, and how high its label stands."""
 
     name: str
     x: float
     y: float
     error: tuple[float, float] | None
+    label_y: float
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Plot:
     note: str
 
 
-def plot(title: str, cost: str, found: Sequence[Line], costs: Sequence[float]) -> Plot:
+def plot(title: str, cost: str, names: Sequence[str], found: Sequence[Line], costs: Sequence[float]) -> Plot:
     """The lines of one IPC and student. A cost of zero stands at the left edge of the logarithmic axis."""
     positive = [cost for cost in costs if cost > 0] or [1.0]
     edge = min(positive) / 3
@@ -170,29 +172,50 @@ def plot(title: str, cost: str, found: Sequence[Line], costs: Sequence[float]) -
     pad = max(0.05 * (max(values) - min(values)), 0.5)
     x = Axis(edge, 1.5 * max(positive), LEFT, RIGHT, log=True)
     y = Axis(max(min(values) - pad, 0), max(values) + pad, BOTTOM, TOP)
+    centres = [(x(max(spent, edge)), y(100 * claim.mean)) for claim, spent in zip(claims, costs, strict=True)]
     spots = [
         Spot(
-            shorten(line.row.preset, NAME_WIDTH, placeholder="..."), x(max(spent, edge)), y(100 * claim.mean),
+            name, *centre,
             (y(100 * (claim.mean - claim.std)), y(100 * (claim.mean + claim.std))) if len(claim.seeds) > 1 else None,
+            label_y,
         )
-        for line, claim, spent in zip(found, claims, costs, strict=True)
+        for name, centre, claim, label_y in zip(
+            names, centres, claims, apart(names, centres), strict=True
+        )
     ]  # fmt: skip
     note = f"At the left edge: no {cost} at all." if min(costs) <= 0 else ""
     return Plot(title, cost, x.marks, y.marks, spots, y(100 * randoms.pop()) if len(randoms) == 1 else None, note)
 
 
+def apart(names: Sequence[str], centres: Sequence[tuple[float, float]]) -> list[float]:
+    """How high each label stands, so that none covers another: at its spot, or below a label that is in the way."""
+    placed: dict[int, tuple[float, float, float]] = {}  # left, right, height
+    for i in sorted(range(len(centres)), key=lambda i: centres[i][1]):
+        left, height = centres[i]
+        right = left + LETTER_WIDTH * (len(names[i]) + 1)
+        for other_left, other_right, other in sorted(placed.values(), key=lambda at: at[2]):
+            if left < other_right and other_left < right and abs(height - other) < LABEL_HEIGHT:
+                height = other + LABEL_HEIGHT
+        placed[i] = left, right, height
+    return [placed[i][2] for i in range(len(centres))]
+
+
 def plots(comparison: schema.Comparison) -> list[Plot]:
     """Accuracy over image-updates and over seconds, for each IPC and student."""
 
-    def of(line: Line) -> tuple[int, str]:
-        return line.row.ipc, line.main.distilled.student
+    def of(numbered: tuple[int, Line]) -> tuple[int, str]:
+        return numbered[1].row.ipc, numbered[1].main.distilled.student
 
     drawn = []
-    for (ipc, student), group in groupby(sorted(lines(comparison), key=of), key=of):
-        found = list(group)
+    for (ipc, student), group in groupby(sorted(enumerate(lines(comparison), 1), key=of), key=of):
+        once: dict[str, tuple[str, Line]] = {}  # in a study a method stands beside several others
+        for number, line in group:
+            preset = line.row.preset
+            once.setdefault(preset, (preset if len(preset) <= NAME_WIDTH else f"#{number}", line))
+        names, found = zip(*once.values(), strict=True)
         title = f"{ipc:,} per class, {student}"
-        drawn.append(plot(title, "image-updates", found, [f.row.image_updates for f in found]))
-        drawn.append(plot(title, "seconds", found, [f.row.seconds for f in found]))
+        drawn.append(plot(title, "image-updates", names, found, [f.row.image_updates for f in found]))
+        drawn.append(plot(title, "seconds", names, found, [f.row.seconds for f in found]))
     return drawn
 
 
@@ -200,8 +223,11 @@ def render(comparison: schema.Comparison) -> str:
     """The page, self-contained but for links to the reports of the artifacts beside it."""
     found = list(lines(comparison))
     columns = shown_columns(found)
+    presets = list(dict.fromkeys(row.preset for row in comparison.rows))
+    title = ", ".join(presets)
     values = {
         "comparison": comparison,
+        "title": title if len(title) <= TITLE_WIDTH else f"{len(presets)} methods",
         "columns": [(COLUMNS[i], i >= LEFT_COLUMNS) for i in columns],
         "table": [(line, [(line.cells[i], i >= LEFT_COLUMNS) for i in columns]) for line in found],
         "plots": plots(comparison),

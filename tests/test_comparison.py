@@ -1,6 +1,7 @@
 """Methods side by side: one table and one page from their manifests."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import sample
@@ -119,6 +120,17 @@ def test_plots_stand_over_updates_and_seconds_with_no_updates_at_the_left_edge()
     assert e2d.error and e2d.error[1] < e2d.y < e2d.error[0]
     assert by_updates.random is not None and rded.y < by_updates.random < sre2l.y
     assert by_updates.note and not by_seconds.note
+
+
+def test_long_names_are_numbers_of_the_table_and_no_label_covers_another():
+    long = [f"clom(e2d, convnet3_w32@epoch=1 seeds=0..{i})" for i in range(9)]
+    manifests = [made(name, 1500, [0.5, 0.52]) for name in ["e2d", *long, long[0]]]
+    found = compared(manifests, [str(i) for i in range(11)], None, "", ["none"] * 11)
+    spots = plots(found)[0].spots
+    assert [spot.name for spot in spots] == ["e2d", *(f"#{i}" for i in range(2, 11))]
+    heights = sorted(spot.label_y for spot in spots)
+    assert all(after - before >= comparison.LABEL_HEIGHT for before, after in pairwise(heights))
+    assert "<h1>10 methods</h1>" in render(found) and "<h1>rded, e2d, sre2l</h1>" in render(three())
 
 
 def test_the_page_escapes_and_links_to_the_reports():
