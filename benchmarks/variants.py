@@ -107,11 +107,12 @@ VARIANTS = (
 def main() -> None:
     options = parser(__doc__, "runs/cifar10/variants")
     options.add_argument("--variants", nargs="+", default=[variant.__name__ for variant in VARIANTS])
+    options.add_argument("--name", help="of the result; default: cifar10-variants-ipcN")
     arguments, further = options.parse_known_args()
     presets = ["e2d", "retort", *(f"benchmarks.variants:{name}" for name in arguments.variants)]
     made = timed(["compare", *presets], arguments, further, held_out=True)
     found = json.loads((arguments.out / "comparison.json").read_text())
-    keep(f"cifar10-variants-ipc{arguments.ipc}", found | made)
+    keep(arguments.name or f"cifar10-variants-ipc{arguments.ipc}", found | made)
 
 
 if __name__ == "__main__":
