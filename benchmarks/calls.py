@@ -47,6 +47,15 @@ def timed(
     return call(options, ["--out", arguments.out, "--store", arguments.store], {arguments.data: "CIFAR10"})
 
 
+def compared(
+    presets: Sequence[str], arguments: argparse.Namespace, further: Sequence[str], *, held_out: bool = False
+) -> dict[str, Any]:
+    """`retort compare` on the CIFAR-10 shards: its comparison.json with the command and its seconds."""
+    made = timed(["compare", *presets], arguments, further, held_out=held_out)
+    found: dict[str, Any] = json.loads((arguments.out / "comparison.json").read_text())
+    return found | made
+
+
 def keep(name: str, result: Mapping[str, Any]) -> None:
     """As benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)

@@ -6,11 +6,10 @@ cifar10-matching-ipcN.json. Further options go to `retort compare`: on two cores
 `--set ballots.0.voters.architecture=convnet3_w32`. A run that was stopped continues.
 """
 
-import json
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.calls import keep, parser, timed
+from benchmarks.calls import compared, keep, parser
 from dd_tasks.initialise import Representatives
 from dd_tasks.learners import Learners
 from dd_tasks.presets import dream_plus
@@ -35,14 +34,13 @@ def main() -> None:
     options.add_argument("--guided", help="pool of guides: adds clom(dream_plus) with it")
     arguments, further = options.parse_known_args()
     presets = [OURS, RANDOM] + ([f"clom({OURS}, {arguments.guided})"] if arguments.guided else [])
-    calls, rows = [], []
+    made, rows = [], []
     for iterations in map(int, arguments.iterations.split(",")):
         steps = ["--set", f"schedule.phases.0.steps={iterations}", "--labels", "own", "--full-epochs", "0"]
-        calls.append(timed(["compare", *presets], arguments, [*steps, *further]))
-        found = json.loads((arguments.out / "comparison.json").read_text())
+        made.append(found := compared(presets, arguments, [*steps, *further]))
         rows += [{"iterations": iterations, **row} for row in found["rows"]]
     result = {"machine": found["machine"], "observers": found["observers"], "rows": rows, "reached": reached(rows)}
-    result |= {"commands": [c["command"] for c in calls], "wall_seconds": sum(c["wall_seconds"] for c in calls)}
+    result |= {"commands": [m["command"] for m in made], "wall_seconds": sum(m["wall_seconds"] for m in made)}
     keep(f"cifar10-matching-ipc{arguments.ipc}", result)
 
 

@@ -4,9 +4,7 @@ Runs `retort compare` as a user would and keeps its comparison.json as benchmark
 A run that was stopped continues. Further options go to `retort compare`, and into the command that the result records.
 """
 
-import json
-
-from benchmarks.calls import keep, parser, timed
+from benchmarks.calls import compared, keep, parser
 
 SOFT = ("sre2l", "sre2l_pp", "cda", "rded", "edc", "e2d", "cv_dd", "retort")
 
@@ -16,9 +14,8 @@ def main() -> None:
     options.add_argument("--presets", nargs="+", default=SOFT)
     options.add_argument("--name", help="of the result; default: cifar10-methods-ipcN")
     arguments, further = options.parse_known_args()
-    made = timed(["compare", *arguments.presets], arguments, further)
-    found = json.loads((arguments.out / "comparison.json").read_text())
-    keep(arguments.name or f"cifar10-methods-ipc{arguments.ipc}", found | made)
+    found = compared(arguments.presets, arguments, further)
+    keep(arguments.name or f"cifar10-methods-ipc{arguments.ipc}", found)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dd_tasks.terms import FeatureMean, GradientMatching, Term
 from dd_tasks.types import RealImages, Studio
 from flows.workspace import machine
 
-LEARNERS = Learners("convnet3_w32", batch=64)
+LEARNERS = Learners("convnet3_w32")
 TRAINED, BATCHES, REPEATS, AT_HAND, MATCHED = (0, 10_000, 50_000), (8, 16, 64, 128), 3, 1000, 4
 
 

@@ -5,10 +5,9 @@ under e2d's labels; the comparison goes to benchmarks/results/cifar10-variants-i
 continues. Further options go to `retort compare`.
 """
 
-import json
 from dataclasses import replace
 
-from benchmarks.calls import keep, parser, timed
+from benchmarks.calls import compared, keep, parser
 from dd_tasks.guides import Guides
 from dd_tasks.initialise import Collage, Representatives
 from dd_tasks.presets import retort
@@ -110,9 +109,8 @@ def main() -> None:
     options.add_argument("--name", help="of the result; default: cifar10-variants-ipcN")
     arguments, further = options.parse_known_args()
     presets = ["e2d", "retort", *(f"benchmarks.variants:{name}" for name in arguments.variants)]
-    made = timed(["compare", *presets], arguments, further, held_out=True)
-    found = json.loads((arguments.out / "comparison.json").read_text())
-    keep(arguments.name or f"cifar10-variants-ipc{arguments.ipc}", found | made)
+    found = compared(presets, arguments, further, held_out=True)
+    keep(arguments.name or f"cifar10-variants-ipc{arguments.ipc}", found)
 
 
 if __name__ == "__main__":
