@@ -102,10 +102,10 @@ class Results:
     def stages(self) -> dict[str, list[Ref]]:
         """What each stage made, for its cost."""
         ahead = {
-            "guides": list(dict.fromkeys(guide.weights for pool in self.pools for guide in pool.guides)),
+            "guides": [guide.weights for pool in self.pools for guide in pool.guides],
             "priors": [ref for seat in self.seats for ref in seat.trial],
         }
-        return {stage: refs for stage, refs in ahead.items() if refs} | {
+        return {stage: list(dict.fromkeys(refs)) for stage, refs in ahead.items() if refs} | {
             "observers": [seat.weights for seat in self.seats],
             "statistics": [ref for seat in self.seats for ref in seat.measured],
             "choose": [self.first],
