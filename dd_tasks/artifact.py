@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn import functional as F
 
 from dd_tasks import card
-from dd_tasks.codec import numbers, table_to_views, view_schema, views_to_table
+from dd_tasks.codec import Labels, label_schema, views_of
+from dd_tasks.columns import numbers
 from dd_tasks.errors import InputError
 from dd_tasks.types import Canvas, Views
 from schemas.manifest import FileEntry, Manifest
@@ -37,7 +37,7 @@ MANIFEST, CARD = "retort.json", "README.md"
 TABLES = ("images", "soft_labels")
 PARTS = {MANIFEST, CARD, "assets", *TABLES}
 SHARD_BYTES = 500_000_000
-ROW_GROUP = {"images": 100, "soft_labels": 8192}
+IMAGE_PARQUET = {"compression": "zstd", "write_page_index": True, "row_group_size": 100}
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ def image_features(classes: list[str]) -> "Features":
     )
 
 
-def view_features(classes: int) -> "Features":
+def label_features(manifest: Manifest) -> "Features":
     """Columns of the table `soft_labels`, as `datasets` knows them."""
     from datasets import Features
 
-    return Features.from_arrow_schema(view_schema(classes))
+    labels = manifest.labels
+    return Features.from_arrow_schema(label_schema(labels.codec, len(manifest.classes), labels.top))
 
 
 def parquet_files(folder: Path, table: str) -> list[Path]:
@@ -90,17 +91,6 @@ def slots_of(targets_N: Tensor) -> Tensor:
     return slots
 
 
-def mean_probabilities(views: Views, targets_N: Tensor, classes: int, chunk: int = 65536) -> Tensor:
-    """float32 probabilities_NK: of each image the mean over its views of softmax(logits); one-hot where it has none."""
-    total = torch.zeros(len(targets_N), classes, dtype=torch.float64)
-    images = views.images_V.long().cpu()
-    for start in range(0, len(views), chunk):
-        logits = views.logits_VK[start : start + chunk].cpu().double()
-        total.index_add_(0, images[start : start + chunk], logits.softmax(1))
-    seen = torch.bincount(images, minlength=len(targets_N))[:, None]
-    return torch.where(seen > 0, total / seen.clamp_min(1), F.one_hot(targets_N, classes)).float()
-
-
 def png(image_CHW: Tensor) -> bytes:
     """The uint8 image as a PNG file; the same image gives the same bytes."""
     buffer = io.BytesIO()
@@ -120,18 +110,16 @@ def _image_table(canvas: Canvas, slots_N: Tensor, soft_NK: Tensor, schema: pa.Sc
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _image_tables(canvas: Canvas, views: Views, classes: list[str]) -> Iterator[pa.Table]:
+def _image_tables(canvas: Canvas, soft_NK: Tensor, classes: list[str]) -> Iterator[pa.Table]:
     """One table a shard: the PNG files of all may be more than one arrow array holds."""
     schema = image_features(classes).arrow_schema
-    targets = canvas.targets_N.cpu()
-    slots, soft = slots_of(targets), mean_probabilities(views, targets, len(classes))
+    slots = slots_of(canvas.targets_N.cpu())
     for rows in _shards(len(canvas), canvas.images_NCHW[0].numel()):
-        yield _image_table(canvas[rows], slots[rows], soft[rows], schema)
+        yield _image_table(canvas[rows], slots[rows], soft_NK[rows], schema)
 
 
-def _view_tables(views: Views) -> Iterator[pa.Table]:
-    table = views_to_table(views)
-    table = table.replace_schema_metadata(view_features(views.logits_VK.shape[1]).arrow_schema.metadata)
+def _label_tables(labels: Labels) -> Iterator[pa.Table]:
+    table = labels.table
     for rows in _shards(len(table), table.nbytes // max(1, len(table))):
         yield table.slice(rows.start, rows.stop - rows.start)
 
@@ -143,13 +131,13 @@ def _shards(rows: int, row_bytes: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
-def _write_table(folder: Path, name: str, shards: Iterator[pa.Table]) -> int:
+def _write_table(folder: Path, name: str, shards: Iterator[pa.Table], options: Mapping[str, Any]) -> int:
     """Write the shards as Parquet files; returns the bytes of the whole table in memory."""
     (folder / name).mkdir()
     size = 0
     for count, shard in enumerate(shards, start=1):
         file = folder / name / f"{count:05d}"
-        pq.write_table(shard, file, row_group_size=ROW_GROUP[name], compression="zstd", write_page_index=True)
+        pq.write_table(shard, file, **options)
         size += shard.nbytes
     for i in range(count):
         (folder / name / f"{i + 1:05d}").rename(folder / name / f"train-{i:05d}-of-{count:05d}.parquet")
@@ -187,19 +175,21 @@ def _complete(folder: Path, draft: Manifest) -> Manifest:
     return draft.model_copy(update={"files": files, "labels": labels})
 
 
-def _assert_agree(canvas: Canvas, views: Views, draft: Manifest) -> None:
+def _assert_agree(canvas: Canvas, labels: Labels, draft: Manifest) -> None:
     shape = (draft.ipc * len(draft.classes), 3, draft.side, draft.side)
     assert tuple(canvas.images_NCHW.shape) == shape, f"canvas {tuple(canvas.images_NCHW.shape)}, manifest {shape}"
     assert canvas.images_NCHW.dtype == torch.uint8, canvas.images_NCHW.dtype
     assert len(canvas.sources) == len(canvas), (len(canvas.sources), len(canvas))
-    assert views.logits_VK.shape[1] == len(draft.classes), (views.logits_VK.shape, len(draft.classes))
-    assert len(views) == draft.labels.views, (len(views), draft.labels.views)
+    soft = (len(canvas), len(draft.classes))
+    assert labels.soft_NK.shape == soft, f"soft labels {tuple(labels.soft_NK.shape)}, manifest {soft}"
+    said = (draft.labels.codec, draft.labels.rows)
+    assert (labels.codec, len(labels.table)) == said, f"labels {labels.codec} {len(labels.table)}, manifest {said}"
 
 
 def write(
     out: Path,
     canvas: Canvas,
-    views: Views,
+    labels: Labels,
     draft: Manifest,
     assets: Mapping[str, bytes],
     *,
@@ -212,10 +202,13 @@ def write(
     contents. The same arguments give the same bytes. Raises InputError as `check_out(out, overwrite=overwrite)` does.
     """
     check_out(out, overwrite=overwrite)
-    _assert_agree(canvas, views, draft)
+    _assert_agree(canvas, labels, draft)
     with _all_or_nothing(out) as folder:
-        shards = {"images": _image_tables(canvas, views, draft.classes), "soft_labels": _view_tables(views)}
-        table_bytes = {name: _write_table(folder, name, shards[name]) for name in tables_of(draft)}
+        tables = {
+            "images": (_image_tables(canvas, labels.soft_NK, draft.classes), IMAGE_PARQUET),
+            "soft_labels": (_label_tables(labels), labels.parquet),
+        }
+        table_bytes = {name: _write_table(folder, name, *tables[name]) for name in tables_of(draft)}
         _write_assets(folder, assets)
         manifest = _complete(folder, draft)
         (folder / CARD).write_text(card.render(manifest, table_bytes), encoding="utf-8")
@@ -287,8 +280,9 @@ def read(path: Path) -> Loaded:
     manifest = read_manifest(path)
     try:
         tables = {name: _read_table(path, name) for name in tables_of(manifest)}
-        views = tables.get("soft_labels", view_schema(len(manifest.classes)).empty_table())
-        return Loaded(manifest, _canvas(tables["images"]), table_to_views(views))
+        labels = tables.get("soft_labels", label_schema("exact", len(manifest.classes)).empty_table())
+        soft_NK = torch.from_numpy(numbers(tables["images"], "soft_label").copy())
+        return Loaded(manifest, _canvas(tables["images"]), views_of(labels, soft_NK, manifest.side))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise InputError(f"{path}: cannot read its tables ({str(error).splitlines()[0]}); validate it") from error
 

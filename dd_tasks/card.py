@@ -7,18 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from pydantic import BaseModel
 
 from dd_tasks.claims import ROWS, Pairing, accuracy, pairings, percent
-from dd_tasks.codec import view_schema
+from dd_tasks.codec import label_schema
 from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
 from schemas.card import size_category as category
 from schemas.manifest import Manifest
-from schemas.tables import ImageRow, ViewRow
+from schemas.tables import GroupRow, ImageRow, ViewRow
 
 Table = Literal["images", "soft_labels"]
 SHARDS_SHOWN = 20
+NAMES = {"halffloat": "float16", "float": "float32"}  # the Hub's for Arrow's
 HERE = "path/to/this-folder"  # load_dataset(".") fails: datasets 5.2 finds no name in it
 
 
@@ -34,23 +37,29 @@ def image_columns(classes: list[str]) -> list[Feature]:
     ]
 
 
-def view_columns(classes: int) -> list[Feature]:
+def label_columns(manifest: Manifest) -> list[Feature]:
     """Columns of the table `soft_labels` in the form of the Hub's header."""
-    numbers = [
-        Feature(name=field.name, dtype=str(field.type)) for field in view_schema(classes) if field.name != "logits"
-    ]
-    return [*numbers, Feature(name="logits", list="float16", length=classes)]
+    labels = manifest.labels
+    return [_feature(field) for field in label_schema(labels.codec, len(manifest.classes), labels.top)]
+
+
+def _feature(field: pa.Field) -> Feature:
+    if pa.types.is_fixed_size_list(field.type):
+        return Feature(name=field.name, list=NAMES[str(field.type.value_type)], length=field.type.list_size)
+    if pa.types.is_list(field.type):
+        return Feature(name=field.name, list=str(field.type.value_type))
+    return Feature(name=field.name, dtype=NAMES.get(str(field.type), str(field.type)))
 
 
 def columns(manifest: Manifest) -> dict[str, list[Feature]]:
     """The columns of each table that the artifact has: without views there is no `soft_labels`."""
     tables = {"images": image_columns(manifest.classes)}
-    return tables | ({"soft_labels": view_columns(len(manifest.classes))} if manifest.labels.views else {})
+    return tables | ({"soft_labels": label_columns(manifest)} if manifest.labels.views else {})
 
 
 def rows(manifest: Manifest) -> dict[str, int]:
     """How many rows each table has."""
-    return {"images": manifest.ipc * len(manifest.classes), "soft_labels": manifest.labels.views}
+    return {"images": manifest.ipc * len(manifest.classes), "soft_labels": manifest.labels.rows}
 
 
 def download_bytes(manifest: Manifest, table: str) -> int:
@@ -122,7 +131,7 @@ def _sentence(pair: Pairing) -> str:
     return f"{start} beats random real images by {points} points, more than 2 std of the difference ({limit})."
 
 
-def _columns(row: type[ImageRow] | type[ViewRow], features: list[Feature]) -> list[tuple[str, str, str]]:
+def _columns(row: type[BaseModel], features: list[Feature]) -> list[tuple[str, str, str]]:
     """(name, type, meaning) of each column."""
     described = []
     for feature in features:
@@ -154,7 +163,8 @@ def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: st
     `table_bytes` maps `images` and `soft_labels` to their size in memory, `repository` is what the examples load. The
     manifest must already list its files.
     """
-    models: dict[str, type[ImageRow] | type[ViewRow]] = {"images": ImageRow, "soft_labels": ViewRow}
+    label_row = ViewRow if manifest.labels.codec == "exact" else GroupRow
+    models: dict[str, type[BaseModel]] = {"images": ImageRow, "soft_labels": label_row}
     described = {table: _columns(models[table], features) for table, features in columns(manifest).items()}
     values: dict[str, Any] = {
         "header": header_text(header(manifest, table_bytes)),

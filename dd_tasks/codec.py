@@ -1,106 +1,181 @@
-"""Labelled views <-> columns of the table `soft_labels`: exact, one float16 logit per class and view.
+"""Soft labels as they are published: labelled views <-> the table `soft_labels`, and the views seen again.
 
-Shape letters: V labelled views, K classes. The columns are those of `schemas.tables.ViewRow`.
+Two codecs: `exact` (`dd_tasks.exact`; columns: `schemas.tables.ViewRow`), one row a view and a float16 logit per class;
+and `compact` (`dd_tasks.compact`; columns: `schemas.tables.GroupRow`), few bytes a view.
+
+Shape letters: N images, V labelled views, K classes, C channels, S side.
 """
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, IterableDataset
 
+from dd_tasks import compact, exact
+from dd_tasks.augment import show
+from dd_tasks.compact import Coding
+from dd_tasks.decoding import decode_whole
 from dd_tasks.errors import InputError
-from dd_tasks.types import Crops, Views
+from dd_tasks.types import Views
 
-BOX = ("top", "left", "height", "width")
-MIX_BOX = tuple(f"mix_{side}" for side in BOX)
-PARTNER_BOX = tuple(f"partner_{side}" for side in BOX)
+Codec = Literal["exact", "compact"]
 
 
-def view_schema(classes: int) -> pa.Schema:
-    """Column names and types of a table of views with `classes` logits each."""
-    return pa.schema(
-        [
-            ("image", pa.int32()),
-            ("epoch", pa.int16()),
-            *((name, pa.int16()) for name in BOX),
-            ("flip", pa.bool_()),
-            ("partner", pa.int32()),
-            *((name, pa.int16()) for name in PARTNER_BOX),
-            ("partner_flip", pa.bool_()),
-            *((name, pa.int16()) for name in MIX_BOX),
-            ("logits", pa.list_(pa.float16(), classes)),
-        ]
-    )
+@dataclass(frozen=True)
+class Labels:
+    """The table `soft_labels` of N images at `side`, and `soft_NK`, the soft label of each image as a whole; `coding`
+    where the table is compact."""
+
+    table: pa.Table
+    soft_NK: Tensor
+    side: int
+    coding: Coding | None = None
+
+    @property
+    def codec(self) -> Codec:
+        return "compact" if self.coding else "exact"
+
+    @cached_property
+    def views(self) -> Views:
+        """What the table says, in the order of its rows: what students train on."""
+        return views_of(self.table, self.soft_NK, self.side)
+
+    @property
+    def parquet(self) -> dict[str, Any]:
+        """How its files are written."""
+        return compact.PARQUET if self.coding else exact.PARQUET
+
+    def to_bytes(self) -> bytes:
+        """The table as one Parquet file."""
+        file = io.BytesIO()
+        pq.write_table(self.table, file, **self.parquet)
+        return file.getvalue()
 
 
-def _column(name: str, values_V: Tensor, kind: pa.DataType) -> pa.Array:
-    """One arrow column; InputError where a number does not fit."""
-    values = values_V.cpu().numpy()
-    if pa.types.is_integer(kind) and len(values):
-        limits = np.iinfo(kind.to_pandas_dtype())
-        if values.min() < limits.min or values.max() > limits.max:
-            raise InputError(f"views: {name} {values.min()}..{values.max()} does not fit {limits.min}..{limits.max}")
-    return pa.array(values.astype(kind.to_pandas_dtype(), copy=False), kind)
+def whole(views: Views, targets_N: Tensor, side: int) -> Labels:
+    """The views as they are."""
+    soft_NK = mean_probabilities(views, targets_N, views.logits_VK.shape[1])
+    return Labels(exact.encode(views), soft_NK, side)
 
 
-def _boxes(names: tuple[str, ...], boxes_V4: Tensor) -> dict[str, Tensor]:
-    return dict(zip(names, boxes_V4.unbind(1), strict=True))
+def fitted(views: Views, n: int, side: int, budget: int) -> Labels:
+    """Compact labels of views drawn in groups, in at most `budget` bytes. InputError where these hold no epoch."""
+    soft_NK = compact.fit(views, n, side)
+    coding = compact.choose(views, soft_NK, side, budget)
+    return Labels(compact.encode(views, soft_NK, coding, side), soft_NK, side, coding)
 
 
-def views_to_table(views: Views) -> pa.Table:
-    """The views as a table of `view_schema(K)`, sorted by (epoch, image), equal ones in their order in `views`.
+def views_of(table: pa.Table, soft_NK: Tensor, side: int) -> Views:
+    """The views of a table of either codec. InputError for columns that are missing or of another type."""
+    return compact.decode(table, soft_NK, side) if codec_of(table) == "compact" else exact.decode(table)
 
-    Raises InputError for a number that its column cannot hold.
+
+def codec_of(table: pa.Table) -> Codec:
+    return "compact" if "codes" in table.column_names else "exact"
+
+
+def label_schema(codec: Codec, classes: int, top: int | None = None) -> pa.Schema:
+    """Column names and types of the table `soft_labels`."""
+    return exact.view_schema(classes) if codec == "exact" else compact.compact_schema(top == classes)
+
+
+def mean_probabilities(views: Views, targets_N: Tensor, classes: int, chunk: int = 65536) -> Tensor:
+    """float32 probabilities_NK: of each image the mean over its views of softmax(logits); one-hot where it has none."""
+    total = torch.zeros(len(targets_N), classes, dtype=torch.float64)
+    images = views.images_V.long().cpu()
+    for start in range(0, len(views), chunk):
+        logits = views.logits_VK[start : start + chunk].cpu().double()
+        total.index_add_(0, images[start : start + chunk], logits.softmax(1))
+    seen = torch.bincount(images, minlength=len(targets_N))[:, None]
+    return torch.where(seen > 0, total / seen.clamp_min(1), F.one_hot(targets_N, classes)).float()
+
+
+Seen = tuple[Tensor, Tensor]
+
+
+class Rows(Protocol):
+    """A table as `datasets.load_dataset` gives it, at hand or streamed."""
+
+    def with_format(self, kind: str) -> Any: ...
+
+
+def replay(images: Rows, soft_labels: Rows, epochs: int | None = None) -> "Replay | Stream":
+    """(view_CSS, logits_K), float32, views in [0, 1], as the committee saw and labelled them.
+
+    `images` and `soft_labels` are the configs of these names, as `load_dataset(NAME, ..., split="train")` opens them.
+    Of `epochs` passes over the images (default: the stored ones) those beyond the stored ones cycle. At hand, views
+    come in any order, batch size and number of workers. With `streaming=True` they come in the order of the rows:
+    `soft_labels.shuffle(...)` shuffles these. InputError for other tables.
     """
-    schema = view_schema(views.logits_VK.shape[1])
-    columns = {
-        "image": views.images_V,
-        "epoch": views.epochs_V,
-        **_boxes(BOX, views.crops.boxes_N4),
-        "flip": views.crops.flips_N,
-        "partner": views.partners_V,
-        **_boxes(PARTNER_BOX, views.partner_crops.boxes_N4),
-        "partner_flip": views.partner_crops.flips_N,
-        **_boxes(MIX_BOX, views.mix_boxes_V4),
-    }
-    order = np.lexsort((views.images_V.cpu().numpy(), views.epochs_V.cpu().numpy()))
-    order_V = torch.from_numpy(order)
-    arrays = [_column(name, column.cpu()[order_V], schema.field(name).type) for name, column in columns.items()]
-    logits = views.logits_VK.to("cpu", torch.float16)[order_V].contiguous().numpy()
-    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1]))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    pixels_NCSS, soft_NK = _images(images.with_format("arrow"))
+    labels = soft_labels.with_format("arrow")
+    if hasattr(labels, "__len__"):
+        return Replay(pixels_NCSS, views_of(_table(labels[:]), soft_NK, pixels_NCSS.shape[-1]), epochs)
+    return Stream(pixels_NCSS, soft_NK, labels, epochs)
 
 
-def numbers(table: pa.Table, name: str) -> np.ndarray:
-    """A column of numbers or booleans without nulls; lists of one length become a second dimension."""
-    kind = table.schema.field(name).type
-    if not pa.types.is_fixed_size_list(kind):
-        return table[name].to_numpy()
-    flat = pc.list_flatten(table[name]).to_numpy()
-    return flat.reshape(-1, kind.list_size)
+def _images(images: Any) -> tuple[Tensor, Tensor]:
+    """pixels_NCSS in [0, 1], and soft_NK."""
+    table = _table(images[:]) if hasattr(images, "__len__") else pa.concat_tables(map(_table, images))
+    if missing := {"image", "soft_label"} - set(table.column_names):
+        raise InputError(f"images: no column {min(missing)} (there are {', '.join(table.column_names)})")
+    files = pc.struct_field(table["image"], "bytes").to_pylist()
+    pixels_NCSS = torch.stack([decode_whole(file) for file in files]).float() / 255
+    return pixels_NCSS, torch.from_numpy(np.stack(table["soft_label"].to_numpy()).astype(np.float32))
 
 
-def _tensor(table: pa.Table, names: str | tuple[str, ...], dtype: torch.dtype) -> Tensor:
-    if isinstance(names, str):
-        return torch.from_numpy(numbers(table, names).copy()).to(dtype)
-    return torch.stack([_tensor(table, name, dtype) for name in names], 1)
+def _table(part: Any) -> pa.Table:
+    return part if isinstance(part, pa.Table) else pa.Table.from_batches([part])
 
 
-def table_to_views(table: pa.Table) -> Views:
-    """The views of a table made by `views_to_table`, in the order of its rows.
+class Replay(Dataset[Seen]):
+    """The views at hand; item i is view i of the table, and what lies beyond its end begins again."""
 
-    Raises InputError for columns that are missing or of another type.
-    """
-    classes = getattr(table.schema.field("logits").type, "list_size", 0) if "logits" in table.column_names else 0
-    if not table.schema.equals(view_schema(classes)):
-        raise InputError(f"soft_labels: columns {table.schema.names} or their types are not those of labelled views")
-    return Views(
-        epochs_V=_tensor(table, "epoch", torch.int32),
-        images_V=_tensor(table, "image", torch.int32),
-        crops=Crops(_tensor(table, BOX, torch.int64), _tensor(table, "flip", torch.bool)),
-        partners_V=_tensor(table, "partner", torch.int32),
-        partner_crops=Crops(_tensor(table, PARTNER_BOX, torch.int64), _tensor(table, "partner_flip", torch.bool)),
-        mix_boxes_V4=_tensor(table, MIX_BOX, torch.int16),
-        logits_VK=_tensor(table, "logits", torch.float16),
-    )
+    def __init__(self, pixels_NCSS: Tensor, views: Views, epochs: int | None) -> None:
+        self.pixels_NCSS, self.views = pixels_NCSS, views
+        self.length = len(views) if epochs is None else epochs * len(pixels_NCSS)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> Seen:
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Seen]:
+        if not all(-self.length <= i < self.length for i in rows):
+            raise IndexError(f"row {min(rows)}..{max(rows)} of {self.length}")
+        rows_V = torch.tensor([i % self.length for i in rows]) % len(self.views)
+        seen_VCSS = show(self.pixels_NCSS, self.views, rows_V)
+        return list(zip(seen_VCSS, self.views.logits_VK[rows_V].float(), strict=True))
+
+
+class Stream(IterableDataset[Seen]):
+    """The views of a streamed table, in the order of its rows; the images are at hand."""
+
+    def __init__(self, pixels_NCSS: Tensor, soft_NK: Tensor, labels: Any, epochs: int | None) -> None:
+        self.pixels_NCSS, self.soft_NK, self.labels, self.epochs = pixels_NCSS, soft_NK, labels, epochs
+
+    def __iter__(self) -> Iterator[Seen]:
+        n, side = len(self.pixels_NCSS), self.pixels_NCSS.shape[-1]
+        left = math.inf if self.epochs is None else self.epochs * n
+        while left > 0:
+            before = left
+            for part in self.labels:
+                views = views_of(_table(part), self.soft_NK, side)
+                views = views[: int(min(left, len(views)))]
+                yield from zip(show(self.pixels_NCSS, views, slice(None)), views.logits_VK.float(), strict=True)
+                if (left := left - len(views)) <= 0:
+                    return
+            if self.epochs is None or left == before:
+                return

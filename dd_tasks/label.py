@@ -5,7 +5,7 @@ Shape letters: N images, V views, C channels, S side, K classes.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol, Self
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
-from dd_tasks.ranges import Count, Positive, Scale, Several
+from dd_tasks.ranges import LATER, Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
 
@@ -41,13 +41,15 @@ class Labeller(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
     """`epochs` random views of every image: a crop, a flip, and where `mix` a CutMix partner. With `tiles` above 1 each
-    view lies within one of the image's tiles x tiles tiles."""
+    view lies within one of the image's tiles x tiles tiles. Each `group` images in a row share crop, flip and mix box,
+    and partners lie equally far ahead, around within the group: compact labels (`codec`) name these once."""
 
     epochs: Count = 300
     scale: Scale = (0.5, 1.0)
     flip: bool = True
     mix: bool = True
     tiles: Positive = 1
+    group: Positive = field(default=1, metadata=LATER)
 
     def of_whole_images(self) -> Self:
         return replace(self, tiles=1)
@@ -57,19 +59,38 @@ class Drawn:
         return replace(self, epochs=self.tiles**2, scale=(1.0, 1.0), flip=False, mix=False)
 
     def draw(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
-        """One view of every image in random order; a partner is the next in that order."""
+        """One view of every image: in random order, a partner the next in that order; or, in groups, in their own."""
+        if self.group > 1:
+            return self._grouped(epoch, n, side, rng)
         order_V = torch.randperm(n, generator=rng, device=rng.device)
-        crops = random_crops(n, side // self.tiles, self.scale, rng, flip=self.flip)
-        if self.tiles > 1:
-            corners_V2 = self._tiles(epoch, n, rng) * (side // self.tiles)
-            crops = Crops(crops.boxes_N4 + F.pad(corners_V2, (0, 2)), crops.flips_N)
-        boxes_V4 = random_mix_boxes(n, side, rng)
-        boxes_V4 = boxes_V4 if self.mix else torch.zeros_like(boxes_V4)
+        crops, boxes_V4 = self._boxes(epoch, n, side, rng)
         epochs_V = torch.full((n,), epoch, dtype=torch.int32)
         return Views(
             epochs_V, order_V.int(), crops, order_V.roll(1).int(),
             Crops(crops.boxes_N4.roll(1, 0), crops.flips_N.roll(1)), boxes_V4.short(), torch.zeros(n, 0),
         )  # fmt: skip
+
+    def _grouped(self, epoch: int, n: int, side: int, rng: torch.Generator) -> Views:
+        images_V = torch.arange(n, device=rng.device)
+        group_V, place_V = images_V // self.group, images_V % self.group
+        crops, boxes_G4 = self._boxes(epoch, int(group_V[-1]) + 1, side, rng)
+        sizes_V = (n - group_V * self.group).clamp_max(self.group)
+        ahead_V = 1 + (torch.rand(len(boxes_G4), generator=rng, device=rng.device)[group_V] * (sizes_V - 1)).long()
+        partners_V = group_V * self.group + (place_V + ahead_V) % sizes_V
+        epochs_V = torch.full((n,), epoch, dtype=torch.int32)
+        return Views(
+            epochs_V, images_V.int(), crops[group_V], partners_V.int(), crops[group_V], boxes_G4[group_V].short(),
+            torch.zeros(n, 0),
+        )  # fmt: skip
+
+    def _boxes(self, epoch: int, n: int, side: int, rng: torch.Generator) -> tuple[Crops, Tensor]:
+        """n crops, and boxes_N4 to mix."""
+        crops = random_crops(n, side // self.tiles, self.scale, rng, flip=self.flip)
+        if self.tiles > 1:
+            corners_N2 = self._tiles(epoch, n, rng) * (side // self.tiles)
+            crops = Crops(crops.boxes_N4 + F.pad(corners_N2, (0, 2)), crops.flips_N)
+        boxes_N4 = random_mix_boxes(n, side, rng)
+        return crops, boxes_N4 if self.mix else torch.zeros_like(boxes_N4)
 
     def _tiles(self, epoch: int, n: int, rng: torch.Generator) -> Tensor:
         """tiles_V2 (row, column): of every image any one; of plain views that of the epoch."""

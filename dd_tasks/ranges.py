@@ -11,6 +11,8 @@ def _rising(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
+LATER = {"later": True}  # of a field that came later: at its default it has no part in an identity, which so stays
+
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Several = Annotated[int, Field(strict=True, ge=2)]  # BatchNorm needs two

@@ -70,9 +70,11 @@ def voters_in(value: Any) -> Iterator[voters.Voters]:
 
 
 def plain(value: Any) -> Any:
-    """A frozen value as JSON data; dataclasses carry their type's name under `type`."""
+    """A frozen value as JSON data; dataclasses carry their type's name under `type`, and leave out fields that came
+    `LATER` while they have their defaults."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        said = [f for f in fields(value) if "later" not in f.metadata or getattr(value, f.name) != f.default]
+        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in said}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

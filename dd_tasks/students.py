@@ -5,7 +5,7 @@ Shape letters: N images, V views, C channels, S side, K classes.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from dd_tasks.augment import own_share, show
 from dd_tasks.committee import accuracy, autocast, compiled, seeded
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build
-from dd_tasks.ranges import Amount, Decay, Positive, Several, Share
+from dd_tasks.ranges import LATER, Amount, Decay, Positive, Several, Share
 from dd_tasks.shards import Feed
 from dd_tasks.types import Canvas, Track, Views, untracked
 
@@ -25,7 +25,9 @@ from dd_tasks.types import Canvas, Track, Views, untracked
 class StudentRecipe:
     """EDC's and E2D's student (methods sections 4 and 5c): AdamW; `MSE(logits, labels) + class_weight * CE`; an average
     of the weights (`ema`) is what is scored; the rate falls along half a cosine of twice the length until `tail` of the
-    epochs are left, then linearly to 0. `hard` trains on the class labels of the same views instead."""
+    epochs are left, then linearly to 0. `hard` trains on the class labels of the same views instead. `mirror` shows
+    half of the views mirrored; with `across` a pass over the stored views is shuffled as a whole, not epoch by epoch:
+    what few or alike views ask for."""
 
     architecture: str = "convnet3"
     epochs: Positive = 300
@@ -36,6 +38,8 @@ class StudentRecipe:
     ema: Decay = 0.99
     tail: Share = 1 / 6
     hard: bool = False
+    mirror: bool = field(default=False, metadata=LATER)
+    across: bool = field(default=False, metadata=LATER)
 
 
 def rate_at(progress: float, tail: float) -> float:
@@ -44,18 +48,23 @@ def rate_at(progress: float, tail: float) -> float:
     return smooth if progress < 1 - tail else smooth * (1 - progress) / tail
 
 
-def batches(views: Views, size: int, epochs: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Rows of `views` by epoch, shuffled within each; epochs beyond those stored cycle.
+def batches(views: Views, size: int, epochs: int, rng: torch.Generator, *, across: bool = False) -> Iterator[Tensor]:
+    """Rows of `views` in batches of `size`, `epochs` views of every image in all; epochs beyond those stored cycle.
 
-    A last lone view joins the batch before it. InputError where there is not one view.
+    They are shuffled within each epoch or, `across` epochs, all stored ones together. A last lone view of an epoch
+    joins the batch before it. InputError where there is not one view.
     """
     if not len(views):
         raise InputError("no labelled views to train a student on")
     stored = int(views.epochs_V.max()) + 1
     rows_by_epoch = [torch.nonzero(views.epochs_V == e)[:, 0] for e in range(stored)]
+    n = len(rows_by_epoch[0])
     for epoch in range(epochs):
+        if across and epoch % stored == 0:
+            rows_by_epoch = list(torch.randperm(len(views), generator=rng).split(n))
         rows = rows_by_epoch[epoch % stored]
-        rows = rows[torch.randperm(len(rows), generator=rng)]
+        if not across:
+            rows = rows[torch.randperm(len(rows), generator=rng)]
         yield from rows.split(batch_sizes(len(rows), size))
 
 
@@ -86,10 +95,14 @@ def train(
     rng = torch.Generator().manual_seed(seed)
     pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))
-    every = batches(views, recipe.batch, recipe.epochs, rng)
+    every = batches(views, recipe.batch, recipe.epochs, rng, across=recipe.across)
     for step, rows in enumerate(track(every, f"student {recipe.architecture} seed {seed}", steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
-        seen_VCSS = show(pixels_NCSS, views, rows).contiguous(memory_format=torch.channels_last)
+        seen_VCSS = show(pixels_NCSS, views, rows)
+        if recipe.mirror:
+            flips_V = torch.rand(len(rows), generator=rng).to(device) < 0.5
+            seen_VCSS = torch.where(flips_V[:, None, None, None], seen_VCSS.flip(3), seen_VCSS)
+        seen_VCSS = seen_VCSS.contiguous(memory_format=torch.channels_last)
         with autocast(device):  # type: ignore[attr-defined]
             logits_VK = fast(seen_VCSS)
         own_V = own_share(views.mix_boxes_V4[rows], shape.side).to(device)

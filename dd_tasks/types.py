@@ -99,6 +99,12 @@ class Views:
     def __len__(self) -> int:
         return len(self.images_V)
 
+    def __getitem__(self, rows: Tensor | slice) -> "Views":
+        return Views(
+            self.epochs_V[rows], self.images_V[rows], self.crops[rows], self.partners_V[rows],
+            self.partner_crops[rows], self.mix_boxes_V4[rows], self.logits_VK[rows],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Moments:

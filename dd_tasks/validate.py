@@ -21,10 +21,11 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
-from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, parquet_files, view_features
+from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, label_features, parquet_files
 from dd_tasks.card import columns, download_bytes, rows
-from dd_tasks.codec import BOX, MIX_BOX, PARTNER_BOX, numbers
+from dd_tasks.columns import numbers
 from dd_tasks.errors import InputError
+from dd_tasks.sound import shown, wrong_labels
 from schemas.card import CardHeader, ClassLabelType, Feature
 from schemas.manifest import FileEntry, Manifest
 
@@ -208,7 +209,7 @@ def _parquet(file: Path, features: "Features") -> tuple[pa.Table | None, str]:
             return None, f"column {field.name} is {found.type} instead of {field.type}"
         if _has_nulls(table[field.name]):
             return None, f"column {field.name} has missing values"
-    if not _same_metadata(table.schema, wanted):
+    if "label" in wanted.names and not _same_metadata(table.schema, wanted):
         return None, f"class names or column types in the schema's metadata are not as by {MANIFEST}"
     return table, ""
 
@@ -295,34 +296,22 @@ def _views(path: Path, manifest: Manifest) -> Iterator[str]:
     if not manifest.labels.views:
         return
     seen = [np.zeros((0, 2), np.int64)]
-    tables = _tables(path, "soft_labels", view_features(len(manifest.classes)), manifest.labels.views)
-    for place, first, table, problem in tables:
+    for place, first, table, problem in _tables(path, "soft_labels", label_features(manifest), manifest.labels.rows):
         if table is None:
             yield f"{place}: {problem}"
             continue
-        for wrong, what in _wrong_views(table, manifest):
+        for wrong, what in wrong_labels(table, manifest):
             yield from _where(place, first, wrong, what)
-        seen.append(np.stack([numbers(table, "epoch"), numbers(table, "image")], 1).astype(np.int64))
+        seen.append(shown(table, manifest))
     yield from _epochs(np.concatenate(seen), manifest)
-
-
-def _wrong_views(table: pa.Table, manifest: Manifest) -> Iterator[tuple[np.ndarray, str]]:
-    images, side = rows(manifest)["images"], manifest.side
-    column = {name: numbers(table, name) for name in table.column_names}
-    mixed = column["mix_height"] != 0
-    for name, counts in (("image", True), ("partner", mixed)):
-        yield counts & ((column[name] < 0) | (column[name] >= images)), f"{name} is not within 0..{images - 1}"
-    for name, box, counts in (("crop", BOX, True), ("partner's crop", PARTNER_BOX, mixed), ("mix box", MIX_BOX, mixed)):
-        top, left, height, width = (column[edge].astype(np.int64) for edge in box)
-        outside = (top < 0) | (left < 0) | (height < 1) | (width < 1) | (top + height > side) | (left + width > side)
-        yield counts & outside, f"{name} is not inside of {side} x {side} pixels"
-    yield ~np.isfinite(column["logits"]).all(1), "logits are not finite"
 
 
 def _epochs(epoch_image_V2: np.ndarray, manifest: Manifest) -> Iterator[str]:
     if not len(epoch_image_V2):
         return
     found, epochs = np.unique(epoch_image_V2[:, 0]), manifest.labels.epochs
+    if len(epoch_image_V2) != manifest.labels.views:
+        yield f"soft_labels: {len(epoch_image_V2)} views, by {MANIFEST} it should be {manifest.labels.views}"
     if len(found) != epochs or (found != np.arange(epochs)).any():
         yield f"soft_labels: epochs are {found[0]}..{found[-1]} ({len(found)} of them), {MANIFEST} says 0..{epochs - 1}"
     unique, counts = np.unique(epoch_image_V2, axis=0, return_counts=True)

@@ -13,7 +13,10 @@ from typing import Any, Literal
 import torch
 
 from dd_tasks import artifact, presets, recipe, report, validate
+from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, ObserverRecipe, named
+from dd_tasks.compact import GROUP
+from dd_tasks.errors import InputError
 from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
 from dd_tasks.pictures import preview
@@ -23,7 +26,7 @@ from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe
 from flows.settings import Settings
 from flows.tasks import stage
-from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_views, machine, store_of
+from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, machine, store_of
 from schemas.manifest import (
     Claim,
     Cost,
@@ -50,6 +53,7 @@ class Run:
     spec: RunSpec
     recipe: Recipe
     observers: tuple[Member, ...]
+    compact: bool  # whether labels are published so
     students: tuple[StudentRecipe, ...]
 
     @property
@@ -70,7 +74,7 @@ class Run:
             if self.spec.hard_rows or hard:
                 yield replace(student, hard=True), "augmented"
             if self.spec.plain_rows:
-                yield replace(student, hard=hard or student.hard), "plain"
+                yield replace(student, hard=hard or student.hard, mirror=False, across=False), "plain"
 
     def row(self, data: str, student: StudentRecipe, seen: Seen) -> Row:
         ending = "_plain" if seen == "plain" else "_hard" if student.hard else ""
@@ -123,8 +127,9 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     method: Recipe = presets.preset(spec.preset, side=side)
     if spec.labels:
         method = replace(method, labeller=presets.preset(spec.labels, side=side).labeller)
+    few = spec.codec == "compact" and not method.labeller.hard
     batch = spec.student_batch or min(max(spec.ipc * classes // 10, 10), 100)
-    student = StudentRecipe(epochs=spec.student_epochs, batch=batch)
+    student = StudentRecipe(epochs=spec.student_epochs, batch=batch, mirror=few and spec.flip, across=few)
     observers = named(spec.committee)
     if spec.guides is not None:
         method = recipe.with_guides(method, spec.guides)
@@ -138,11 +143,23 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
             observers = tuple(recipe.override(o, rest, text) for o in observers)
         else:
             method = recipe.override(method, path, text)
+    method, compact = _coded(method, spec)
     for voters in recipe.voters_in(method):
         voters.at_once(len(observers))
     for name in (*spec.students, *(o.architecture for o in observers)):
         builder(name)
-    return Run(spec, method, observers, tuple(replace(student, architecture=name) for name in spec.students))
+    return Run(spec, method, observers, compact, tuple(replace(student, architecture=name) for name in spec.students))
+
+
+def _coded(method: Recipe, spec: RunSpec) -> tuple[Recipe, bool]:
+    """The method with views drawn as the codec needs them, and whether labels are compact: never those that are the
+    classes alone. InputError for a labeller that knows no groups."""
+    labeller = method.labeller
+    if spec.codec == "exact" or labeller.hard or not labeller.epochs:
+        return method, False
+    if not hasattr(labeller, "group"):
+        raise InputError(f"codec compact: {type(labeller).__name__} draws no views in groups (choices: exact)")
+    return replace(method, labeller=replace(labeller, group=GROUP)), True  # type: ignore[type-var]
 
 
 def claims_of(measured: list[tuple[Row, int, Ref]], split: str, settings: Settings) -> list[Claim]:
@@ -183,9 +200,9 @@ def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder; it is validated before it takes its name."""
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
-    views = get_views(results.labels, settings)
+    labels = get_labels(results.labels, finished, settings)
     name = run.spec.name or out.resolve().name
-    draft = draft_of(run, data, results, settings, name=name, command=command)
+    draft = draft_of(run, data, results, labels, settings, name=name, command=command)
     story = story_of(run, begun.images_NCHW, results.panels, settings)
     pictures = {
         "preview.png": preview(
@@ -194,12 +211,14 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
         "story.safetensors": story.to_bytes(),
         "report.html": report.render(draft, finished, story).encode(),
     }
-    return artifact.write(out, finished, views, draft, pictures, overwrite=True, check=validate.validate)
+    return artifact.write(out, finished, labels, draft, pictures, overwrite=True, check=validate.validate)
 
 
-def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name: str, command: str) -> Manifest:
+def draft_of(
+    run: Run, data: Data, results: Results, labels: Labels, settings: Settings, *, name: str, command: str
+) -> Manifest:
     """The manifest but for the files, which are listed once they are written."""
-    spec, shape, labeller = run.spec, data.shape, run.recipe.labeller
+    spec, shape = run.spec, data.shape
     return Manifest(
         name=name,
         license=spec.license,
@@ -221,13 +240,7 @@ def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name
             for pool in results.pools
             for g in pool.guides
         ],
-        labels=LabelInfo(
-            codec="exact",
-            epochs=labeller.epochs,
-            views=labeller.epochs * spec.ipc * shape.classes,
-            bytes=0,
-            batch_statistics=getattr(labeller, "batch_statistics", None),
-        ),
+        labels=_label_info(run.recipe.labeller, labels),
         claims=claims_of(results.measured, "test" if data.test else "held-out", settings),
         cost=_cost(results, settings),
         command=command,
@@ -235,6 +248,16 @@ def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name
         | {package: importlib.metadata.version(package) for package in VERSIONS},
         files={},
     )
+
+
+def _label_info(labeller: Labeller, labels: Labels) -> LabelInfo:
+    coding, drawn = labels.coding, labeller.epochs
+    epochs = coding.epochs if coding else drawn
+    return LabelInfo(
+        codec=labels.codec, epochs=epochs, drawn=drawn, views=epochs * len(labels.soft_NK), rows=len(labels.table),
+        top=coding.top if coding else None, step=coding.step if coding else None, bytes=0,
+        batch_statistics=getattr(labeller, "batch_statistics", None),
+    )  # fmt: skip
 
 
 def _cost(results: Results, settings: Settings) -> Cost:

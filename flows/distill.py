@@ -15,6 +15,7 @@ from flows.tasks import (
     ONE_AT_A_TIME,
     choose_images,
     draw_candidates,
+    encode_labels,
     index_shards,
     relabel,
     train_on_full_data,
@@ -62,6 +63,13 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
         labels[seen] = relabel(ours, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
         random_labels[seen] = [
             relabel(theirs, r, seats, data, s, settings, "random") for r, s in zip(random, draws, strict=True)
+        ]
+    if run.compact:  # students train on what is published
+        size = spec.label_bytes_per_image
+        labels["augmented"] = encode_labels(labels["augmented"], canvas, size, data, settings, "distilled images")
+        random_labels["augmented"] = [
+            encode_labels(views, images, size, data, settings, "random images")
+            for views, images in zip(random_labels["augmented"], random, strict=True)
         ]
 
     # Train students: every row under the same recipe, last epoch, one student a seed.

@@ -14,7 +14,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dd_tasks import committee, shards, students
+from dd_tasks import artifact, codec, committee, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
@@ -39,11 +39,13 @@ from flows.workspace import (
     feed_of,
     get_candidates,
     get_canvas,
+    get_labels,
     get_views,
     kept,
     network_of,
     put_candidates,
     put_canvas,
+    put_labels,
     put_views,
     studio_of,
     test_feed,
@@ -269,6 +271,19 @@ def relabel(
     return kept(ref, f"labels of {what} images", settings, make)
 
 
+@stage("encode the labels of {what}")
+def encode_labels(views: Ref, canvas: Ref, per_image: int | None, data: Data, settings: Settings, what: str) -> Ref:
+    """The compact labels, of at most `per_image` bytes an image; by default as many as its PNG file has."""
+    ref = Ref("labels", identity("encode", 1, views=views.digest, canvas=canvas.digest, per_image=per_image))
+
+    def make() -> Made:
+        images = get_canvas(canvas, settings)
+        budget = per_image * len(images) if per_image else sum(len(artifact.png(image)) for image in images.images_NCHW)
+        return put_labels(codec.fitted(get_views(views, settings), len(images), data.side, budget))
+
+    return kept(ref, f"compact labels of {what}", settings, make)
+
+
 @stage("student {recipe.architecture} on {what} (seed {seed})")
 def train_student(
     recipe: students.StudentRecipe, canvas: Ref, views: Ref, data: Data, seed: int, settings: Settings, what: str
@@ -277,9 +292,11 @@ def train_student(
     ref = Ref("score", identity("student", 1, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
 
     def make() -> Made:
+        images = get_canvas(canvas, settings)
+        labels = get_labels(views, images, settings).views if views.kind == "labels" else get_views(views, settings)
         top1 = students.train(
-            recipe, data.shape, get_canvas(canvas, settings), get_views(views, settings), test_feed(data),
-            seed=seed, device=device_of(settings), track=console.track,
+            recipe, data.shape, images, labels, test_feed(data), seed=seed, device=device_of(settings),
+            track=console.track,
         )  # fmt: skip
         return {"accuracy": top1}, {}
 

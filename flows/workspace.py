@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from dd_tasks import committee, shards
+from dd_tasks import codec, committee, shards
+from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, Observer
+from dd_tasks.compact import Coding
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
@@ -260,6 +264,25 @@ def put_views(views: Views) -> dict[str, Tensor]:
         crops = flat.pop(name)
         flat |= {f"{name}.boxes_N4": crops.boxes_N4, f"{name}.flips_N": crops.flips_N}
     return {name: tensor.contiguous() for name, tensor in flat.items()}
+
+
+def put_labels(labels: Labels) -> Made:
+    """Compact labels: the file as it is published, and what completes it."""
+    assert labels.coding is not None
+    file = torch.from_numpy(np.frombuffer(labels.to_bytes(), np.uint8).copy())
+    return {"coding": dataclasses.asdict(labels.coding), "side": labels.side}, {
+        "labels": {"parquet": file, "soft_NK": labels.soft_NK.contiguous()}
+    }
+
+
+def get_labels(ref: Ref, canvas: Canvas, settings: Settings) -> Labels:
+    """The labels of the canvas as they are published, of either codec."""
+    if ref.kind == "views":
+        return codec.whole(get_views(ref, settings), canvas.targets_N, canvas.images_NCHW.shape[-1])
+    found = store_of(settings).get(ref, "labels")
+    tensors, coding = found.tensors["labels"], Coding(**found.facts["coding"])
+    table = pq.read_table(pa.BufferReader(tensors["parquet"].numpy().tobytes()))
+    return Labels(table, tensors["soft_NK"], found.facts["side"], coding)
 
 
 def get_views(ref: Ref, settings: Settings) -> Views:

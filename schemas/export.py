@@ -9,7 +9,7 @@ from schemas.card import CardHeader
 from schemas.comparison import Comparison
 from schemas.index import ShardIndex
 from schemas.manifest import Manifest
-from schemas.tables import ImageRow, ViewRow
+from schemas.tables import GroupRow, ImageRow, ViewRow
 
 FOLDER = Path(__file__).parent / "json"
 MODELS: dict[str, type[BaseModel]] = {
@@ -18,6 +18,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "card": CardHeader,
     "images": ImageRow,
     "soft_labels": ViewRow,
+    "compact_soft_labels": GroupRow,
     "comparison": Comparison,
 }
 

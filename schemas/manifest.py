@@ -61,9 +61,15 @@ class GuideEntry(Frozen):
 
 
 class LabelInfo(Frozen):
-    codec: Literal["exact"] = Field(description="exact: one float16 logit per class and view")
+    codec: Literal["exact", "compact"] = Field(
+        description="exact: one float16 logit per class and view; compact: rounded logits of the top classes"
+    )
     epochs: int = Field(ge=0, description="labelled views of every image")
+    drawn: int = Field(ge=0, description="views of every image that were labelled; of these `epochs` are kept")
     views: int = Field(ge=0)
+    rows: int = Field(ge=0, description="of the table soft_labels: exact has one a view, compact one a group of views")
+    top: int | None = Field(default=None, ge=1, description="classes whose logits a compact view keeps")
+    step: float | None = Field(default=None, gt=0, description="to whose multiples they are rounded")
     batch_statistics: int | None = Field(
         default=None, description="sub-batch size where BatchNorm used batch statistics"
     )

@@ -1,6 +1,6 @@
 """A run's specification: the parameters of the flow, and the keys of a SPEC.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,6 +27,12 @@ class RunSpec(BaseModel):
     full_epochs: int = Field(default=3, ge=0, description="epochs of the full-data row; 0 leaves it out")
     labels: str | None = Field(
         default=None, description="preset whose labeller labels all rows; default: the method's own"
+    )
+    codec: Literal["compact", "exact"] = Field(
+        default="compact", description="of soft labels: few bytes a view, or one float16 logit per class"
+    )
+    label_bytes_per_image: int | None = Field(
+        default=None, ge=1, description="of compact labels, at most; default: as many as the images take"
     )
     guides: str | None = Field(default=None, description="pool of pre-trained guides; default: the method's own")
     hard_rows: bool = Field(default=False, description="also score hard labels on the same images")

@@ -25,8 +25,9 @@ class ImageRow(Frozen):
     label: int = Field(ge=0, description="class, as a number; the names are in the card and in retort.json")
     soft_label: list[float] = Field(
         min_length=1,
-        description="one probability per class: the mean of softmax(logits) over all labelled views of this image, "
-        "mixed ones included; where there is no view, 1 for the label and 0 elsewhere",
+        description="one probability per class. Exact labels: the mean of softmax(logits) over all labelled views of "
+        "this image, mixed ones included. Compact labels: the softmax of the logits that, mixed with those of its "
+        "partners by area, come nearest to the views'. Without any view: 1 for the label and 0 elsewhere",
     )
     slot: int = Field(ge=0, description="number of this image within its class, from 0")
     sources: list[str] = Field(
@@ -63,3 +64,35 @@ class ViewRow(Frozen):
     mix_height: int = Field(ge=0, description="of the mix box; 0 if nothing is mixed in")
     mix_width: int = Field(ge=0, description="of the mix box")
     logits: list[float] = Field(min_length=1, description="the committee's combined logits, one per class, as float16")
+
+
+class GroupRow(Frozen):
+    """Table `soft_labels` of compact labels: one view each of `count` images in a row, and what the committee said of
+    them. These views have crop, flip and mix box in common, for the image and for its partner.
+
+    Image first + i has the partner first + (i + ahead) % count. Its logits are the mix, by the areas of the view that
+    they fill, of its own and its partner's log(soft_label), each less its mean over the classes; plus step * code.
+    """
+
+    epoch: int = Field(
+        ge=0, description="pass over all images that these views belong to; each has one view of each image"
+    )
+    first: int = Field(ge=0, description="the first image that is shown")
+    count: int = Field(ge=1, description="how many images are shown, one after the other")
+    ahead: int = Field(ge=0, description="the partner of image first + i is first + (i + ahead) % count")
+    top: int = Field(ge=0, description="of the crop, in pixels of the image")
+    left: int = Field(ge=0, description="of the crop")
+    height: int = Field(ge=1, description="of the crop")
+    width: int = Field(ge=1, description="of the crop")
+    flip: bool = Field(description="left and right change places, after the crop")
+    mix_top: int = Field(ge=0, description="of the box taken from the partner's view, in pixels of the view")
+    mix_left: int = Field(ge=0, description="of the mix box")
+    mix_height: int = Field(ge=0, description="of the mix box; 0 if nothing is mixed in")
+    mix_width: int = Field(ge=0, description="of the mix box")
+    step: float = Field(gt=0, description="unit of the codes, in logits")
+    classes: list[int] | None = Field(
+        default=None,
+        description="image by image, the classes that its codes are of; there is no such column where they are of "
+        "every class in order",
+    )
+    codes: Png = Field(description="signed bytes, image by image: what is added to the mix of logits, in steps")

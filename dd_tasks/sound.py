@@ -1,0 +1,81 @@
+"""Which rows of the table `soft_labels` cannot be: masks over the rows, each with what is wrong there.
+
+Shape letters: R rows, V labelled views.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dd_tasks.codec import codec_of
+from dd_tasks.columns import BOX, MIX_BOX, PARTNER_BOX, numbers
+from schemas.manifest import Manifest
+
+Wrong = tuple[np.ndarray, str]
+
+
+def wrong_labels(table: pa.Table, manifest: Manifest) -> Iterator[Wrong]:
+    """(mask_R, what) for everything that is wrong with rows of either codec."""
+    yield from (_wrong_groups if codec_of(table) == "compact" else _wrong_views)(table, manifest)
+
+
+def shown(table: pa.Table, manifest: Manifest) -> np.ndarray:
+    """(epoch, image)_V2 of every view of the table."""
+    if codec_of(table) == "exact":
+        return np.stack([numbers(table, "epoch"), numbers(table, "image")], 1).astype(np.int64)
+    counts = np.clip(numbers(table, "count").astype(np.int64), 0, manifest.labels.views)
+    place = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    first, epoch = (np.repeat(numbers(table, name).astype(np.int64), counts) for name in ("first", "epoch"))
+    return np.stack([epoch, first + place], 1)
+
+
+def _images(manifest: Manifest) -> int:
+    return manifest.ipc * len(manifest.classes)
+
+
+def _outside(table: pa.Table, box: tuple[str, ...], side: int) -> np.ndarray:
+    top, left, height, width = (numbers(table, edge).astype(np.int64) for edge in box)
+    return (top < 0) | (left < 0) | (height < 1) | (width < 1) | (top + height > side) | (left + width > side)
+
+
+def _wrong_boxes(table: pa.Table, boxes: dict[str, tuple[str, ...]], side: int) -> Iterator[Wrong]:
+    mixed = numbers(table, "mix_height") != 0
+    for name, box in boxes.items():
+        counts = True if box is BOX else mixed
+        yield counts & _outside(table, box, side), f"{name} is not inside of {side} x {side} pixels"
+
+
+def _wrong_views(table: pa.Table, manifest: Manifest) -> Iterator[Wrong]:
+    images, mixed = _images(manifest), numbers(table, "mix_height") != 0
+    for name, counts in (("image", True), ("partner", mixed)):
+        found = numbers(table, name)
+        yield counts & ((found < 0) | (found >= images)), f"{name} is not within 0..{images - 1}"
+    boxes = {"crop": BOX, "partner's crop": PARTNER_BOX, "mix box": MIX_BOX}
+    yield from _wrong_boxes(table, boxes, manifest.side)
+    yield ~np.isfinite(numbers(table, "logits")).all(1), "logits are not finite"
+
+
+def _wrong_groups(table: pa.Table, manifest: Manifest) -> Iterator[Wrong]:
+    images, top = _images(manifest), manifest.labels.top or 0
+    first, count, ahead = (numbers(table, name).astype(np.int64) for name in ("first", "count", "ahead"))
+    yield (first < 0) | (count < 1) | (first + count > images), f"images are not within 0..{images - 1}"
+    yield (ahead < 0) | (ahead >= np.maximum(count, 1)), "ahead is not within 0..count - 1"
+    yield from _wrong_boxes(table, {"crop": BOX, "mix box": MIX_BOX}, manifest.side)
+    step = numbers(table, "step")
+    yield ~np.isclose(step, manifest.labels.step or 0), f"step is not {manifest.labels.step}"
+    lengths = pc.binary_length(table["codes"]).to_numpy()
+    yield lengths != count * top, f"codes are not {top} for each image"
+    if "classes" in table.column_names:
+        yield from _wrong_classes(table, count * top, manifest)
+
+
+def _wrong_classes(table: pa.Table, wanted_R: np.ndarray, manifest: Manifest) -> Iterator[Wrong]:
+    classes, top = len(manifest.classes), manifest.labels.top or 1
+    lengths = pc.list_value_length(table["classes"]).to_numpy()
+    yield lengths != wanted_R, f"classes are not {top} for each image"
+    lists = table["classes"].to_pylist()
+    yield np.array([not all(0 <= c < classes for c in row) for row in lists]), f"a class is not within 0..{classes - 1}"
+    twice = [any(len(set(row[i : i + top])) < len(row[i : i + top]) for i in range(0, len(row), top)) for row in lists]
+    yield np.array(twice, bool), "a class stands twice in one view"
