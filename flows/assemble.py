@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from dd_tasks import artifact, presets, recipe, report, validate
+from dd_tasks import artifact, nearness, presets, recipe, report, validate
 from dd_tasks.committee import Member, ObserverRecipe, named
 from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
@@ -23,13 +23,14 @@ from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe
 from flows.settings import Settings
 from flows.tasks import stage
-from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_views, machine, store_of
+from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_nearest, get_views, machine, store_of
 from schemas.manifest import (
     Claim,
     Cost,
     GuideEntry,
     LabelInfo,
     Manifest,
+    Nearness,
     ObserverEntry,
     QuarantinedSample,
     SourceData,
@@ -88,13 +89,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run made, by reference: the committee, the canvas before and after, its labels, the scores."""
+    """What a run made, by reference: the committee, the canvas before and after, how near it is to real images, its
+    labels, the scores."""
 
     seats: tuple[Seat, ...]
     pools: tuple[Pool, ...]
     first: Ref
     panels: tuple[Ref, ...]
     canvas: Ref
+    near: Ref
     labels: Ref
     measured: list[tuple[Row, int, Ref]]
 
@@ -110,6 +113,7 @@ class Results:
             "statistics": [ref for seat in self.seats for ref in seat.measured],
             "choose": [self.first],
             "recover": list(self.panels),
+            "nearness": [self.near],
             "relabel": [self.labels],
             "students": [ref for _, _, ref in self.measured],
         }
@@ -179,11 +183,16 @@ def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
     )  # fmt: skip
 
 
+def _nearness(results: Results, settings: Settings) -> Nearness:
+    near, random_N = get_nearest(results.near, settings)
+    return nearness.summary(near, get_canvas(results.canvas, settings).sources, random_N)
+
+
 @stage("assemble")
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder; it is validated before it takes its name."""
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
-    views = get_views(results.labels, settings)
+    views, (near, _) = get_views(results.labels, settings), get_nearest(results.near, settings)
     name = run.spec.name or out.resolve().name
     draft = draft_of(run, data, results, settings, name=name, command=command)
     story = story_of(run, begun.images_NCHW, results.panels, settings)
@@ -194,7 +203,7 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
         "story.safetensors": story.to_bytes(),
         "report.html": report.render(draft, finished, story).encode(),
     }
-    return artifact.write(out, finished, views, draft, pictures, overwrite=True, check=validate.validate)
+    return artifact.write(out, finished, views, draft, pictures, nearest=near, overwrite=True, check=validate.validate)
 
 
 def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name: str, command: str) -> Manifest:
@@ -203,6 +212,8 @@ def draft_of(run: Run, data: Data, results: Results, settings: Settings, *, name
     return Manifest(
         name=name,
         license=spec.license,
+        source_dataset=spec.source_dataset,
+        nearness=_nearness(results, settings),
         preset=spec.preset,
         recipe=plain(run.recipe),
         identity=identity("run", 1, canvas=results.canvas.digest, labels=results.labels.digest),

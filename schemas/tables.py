@@ -32,6 +32,13 @@ class ImageRow(Frozen):
     sources: list[str] = Field(
         description="keys of the real images that this one began from; empty if it began as noise"
     )
+    nearest: str = Field(description="key of the training image that is most like this one, or like its mirror image")
+    similarity: float = Field(
+        ge=-1,
+        le=1,
+        description="to that image: cosine similarity of the pixels at this size, each image minus its own mean; "
+        "1 is a copy",
+    )
 
 
 class ViewRow(Frozen):
