@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from dd_tasks import citation
-from dd_tasks.card import TAGS, columns, described
+from dd_tasks.card import TAGS, columns, described, rows
 from schemas.card import ClassLabelType, Feature
 from schemas.manifest import Manifest
 
@@ -51,7 +51,7 @@ def described_by(manifest: Manifest) -> Json:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": manifest.name,
-        "description": citation.title(manifest),
+        "description": _summary(manifest),
         "version": f"1.0.0+{manifest.identity[: citation.SHOWN_IDENTITY]}",
         "license": manifest.license,
         "citeAs": citation.of_artifact(manifest),
@@ -59,6 +59,13 @@ def described_by(manifest: Manifest) -> Json:
         "distribution": distribution,
         "recordSet": [*(_records(manifest, table) for table in tables), _classes(manifest.classes)],
     }
+
+
+def _summary(manifest: Manifest) -> str:
+    of = f" of {manifest.source_dataset}" if manifest.source_dataset else ""
+    counts = f"{rows(manifest)['images']} images, {manifest.ipc} for each of {len(manifest.classes)} classes"
+    labels = f", with {manifest.labels.views} soft labels of their views" if manifest.labels.views else ""
+    return f"{counts}, distilled from {manifest.source.samples} real ones{of} by {manifest.preset}{labels}."
 
 
 def _files(manifest: Manifest, table: str) -> list[Json]:
