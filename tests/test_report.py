@@ -202,6 +202,8 @@ def test_what_the_manifest_says_is_on_the_page() -> None:
         "retort distill --ipc 3",
         "torch 2.0",
         "Ballot",
+        "similarity to the nearest real image 0.100 to 0.900, median 0.500",
+        "of random real images to another, median 0.400, 95 % below 0.800",
     ):
         assert said in text["provenance"]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sample import SIDE, K, N, draft, tiny_canvas, tiny_nearest, tiny_views
 
-from dd_tasks import artifact, croissant
+from dd_tasks import artifact, card, croissant
 from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
 from dd_tasks.validate import validate
@@ -348,6 +348,12 @@ def test_a_broken_artifact_is_told(name: str, out: Path) -> None:
 def test_nothing_else_is_told(name: str, lines: int, out: Path) -> None:
     BROKEN[name][0](out)
     assert len(validate(out)) == lines
+
+
+def test_the_card_of_a_repository_is_as_sound(out: Path) -> None:
+    text = (out / "README.md").read_text()
+    (out / "README.md").write_text(card.for_repository(text, "org/digits"))
+    assert validate(out) == []
 
 
 def test_what_another_version_would_say_otherwise_is_not_told(out: Path) -> None:
