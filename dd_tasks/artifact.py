@@ -23,19 +23,20 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from dd_tasks import card
+from dd_tasks import card, croissant
+from dd_tasks.card import CARD, MANIFEST
 from dd_tasks.codec import Labels, label_schema, views_of
 from dd_tasks.columns import numbers
+from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
-from dd_tasks.types import Canvas, Views
+from dd_tasks.types import Canvas, Nearest, Views
 from schemas.manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
     from datasets import Features
 
-MANIFEST, CARD = "retort.json", "README.md"
 TABLES = ("images", "soft_labels")
-PARTS = {MANIFEST, CARD, "assets", *TABLES}
+PARTS = {MANIFEST, CARD, CROISSANT, "assets", *TABLES}
 SHARD_BYTES = 500_000_000
 IMAGE_PARQUET = {"compression": "zstd", "write_page_index": True, "row_group_size": 100}
 
@@ -47,6 +48,7 @@ class Loaded:
     manifest: Manifest
     canvas: Canvas
     views: Views
+    nearest: Nearest
 
 
 def image_features(classes: list[str]) -> "Features":
@@ -60,6 +62,8 @@ def image_features(classes: list[str]) -> "Features":
         soft_label=List(Value("float32"), length=len(classes)),
         slot=Value("int32"),
         sources=List(Value("string")),
+        nearest=Value("string"),
+        similarity=Value("float32"),
     )
 
 
@@ -98,7 +102,7 @@ def png(image_CHW: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _image_table(canvas: Canvas, slots_N: Tensor, soft_NK: Tensor, schema: pa.Schema) -> pa.Table:
+def _image_table(canvas: Canvas, slots_N: Tensor, soft_NK: Tensor, nearest: Nearest, schema: pa.Schema) -> pa.Table:
     files = pa.array([png(image) for image in canvas.images_NCHW.cpu()], pa.binary())
     columns = [
         pa.StructArray.from_arrays([files, pa.nulls(len(files), pa.string())], ["bytes", "path"]),
@@ -106,16 +110,18 @@ def _image_table(canvas: Canvas, slots_N: Tensor, soft_NK: Tensor, schema: pa.Sc
         pa.FixedSizeListArray.from_arrays(pa.array(soft_NK.reshape(-1).numpy()), soft_NK.shape[1]),
         pa.array(slots_N.numpy().astype(np.int32)),
         pa.array([list(keys) for keys in canvas.sources], pa.list_(pa.string())),
+        pa.array(nearest.keys, pa.string()),
+        pa.array(nearest.similarity_N.numpy(), pa.float32()),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _image_tables(canvas: Canvas, soft_NK: Tensor, classes: list[str]) -> Iterator[pa.Table]:
+def _image_tables(canvas: Canvas, soft_NK: Tensor, nearest: Nearest, classes: list[str]) -> Iterator[pa.Table]:
     """One table a shard: the PNG files of all may be more than one arrow array holds."""
     schema = image_features(classes).arrow_schema
     slots = slots_of(canvas.targets_N.cpu())
     for rows in _shards(len(canvas), canvas.images_NCHW[0].numel()):
-        yield _image_table(canvas[rows], slots[rows], soft_NK[rows], schema)
+        yield _image_table(canvas[rows], slots[rows], soft_NK[rows], nearest[rows], schema)
 
 
 def _label_tables(labels: Labels) -> Iterator[pa.Table]:
@@ -166,7 +172,14 @@ def _write_assets(folder: Path, assets: Mapping[str, bytes]) -> None:
 
 
 def _complete(folder: Path, draft: Manifest) -> Manifest:
-    """The draft with what is now known: every file of the folder, and the bytes of the soft labels."""
+    """The draft with what is now known: every file of the folder, and the bytes of the soft labels. Writes the
+    croissant.json, which needs the checksums of the tables."""
+    listed = _listed(folder, draft)
+    (folder / CROISSANT).write_text(croissant.text(listed), encoding="utf-8")
+    return _listed(folder, draft)
+
+
+def _listed(folder: Path, draft: Manifest) -> Manifest:
     files = {
         file.relative_to(folder).as_posix(): file_entry(file) for file in sorted(folder.rglob("*")) if file.is_file()
     }
@@ -175,11 +188,12 @@ def _complete(folder: Path, draft: Manifest) -> Manifest:
     return draft.model_copy(update={"files": files, "labels": labels})
 
 
-def _assert_agree(canvas: Canvas, labels: Labels, draft: Manifest) -> None:
+def _assert_agree(canvas: Canvas, labels: Labels, nearest: Nearest, draft: Manifest) -> None:
     shape = (draft.ipc * len(draft.classes), 3, draft.side, draft.side)
     assert tuple(canvas.images_NCHW.shape) == shape, f"canvas {tuple(canvas.images_NCHW.shape)}, manifest {shape}"
     assert canvas.images_NCHW.dtype == torch.uint8, canvas.images_NCHW.dtype
     assert len(canvas.sources) == len(canvas), (len(canvas.sources), len(canvas))
+    assert len(nearest) == len(nearest.similarity_N) == len(canvas), (len(nearest), len(canvas))
     soft = (len(canvas), len(draft.classes))
     assert labels.soft_NK.shape == soft, f"soft labels {tuple(labels.soft_NK.shape)}, manifest {soft}"
     said = (draft.labels.codec, draft.labels.rows)
@@ -193,19 +207,21 @@ def write(
     draft: Manifest,
     assets: Mapping[str, bytes],
     *,
+    nearest: Nearest,
     overwrite: bool = False,
     check: Callable[[Path], list[str]] = lambda folder: [],
 ) -> Manifest:
     """Write the artifact `out` all at once or, on any failure, not at all; returns the manifest as written.
 
     `draft` is the manifest without `files` and `labels.bytes`, which are filled in; `assets` maps plain file names to
-    contents. The same arguments give the same bytes. Raises InputError as `check_out(out, overwrite=overwrite)` does.
+    contents; `nearest` is of the canvas. The same arguments give the same bytes. Raises InputError as
+    `check_out(out, overwrite=overwrite)` does.
     """
     check_out(out, overwrite=overwrite)
-    _assert_agree(canvas, labels, draft)
+    _assert_agree(canvas, labels, nearest, draft)
     with _all_or_nothing(out) as folder:
         tables = {
-            "images": (_image_tables(canvas, labels.soft_NK, draft.classes), IMAGE_PARQUET),
+            "images": (_image_tables(canvas, labels.soft_NK, nearest, draft.classes), IMAGE_PARQUET),
             "soft_labels": (_label_tables(labels), labels.parquet),
         }
         table_bytes = {name: _write_table(folder, name, *tables[name]) for name in tables_of(draft)}
@@ -282,7 +298,8 @@ def read(path: Path) -> Loaded:
         tables = {name: _read_table(path, name) for name in tables_of(manifest)}
         labels = tables.get("soft_labels", label_schema("exact", len(manifest.classes)).empty_table())
         soft_NK = torch.from_numpy(numbers(tables["images"], "soft_label").copy())
-        return Loaded(manifest, _canvas(tables["images"]), views_of(labels, soft_NK, manifest.side))
+        views = views_of(labels, soft_NK, manifest.side)
+        return Loaded(manifest, _canvas(tables["images"]), views, _nearest(tables["images"]))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise InputError(f"{path}: cannot read its tables ({str(error).splitlines()[0]}); validate it") from error
 
@@ -297,3 +314,7 @@ def _canvas(table: pa.Table) -> Canvas:
     sources = tuple(map(tuple, table["sources"].to_pylist()))
     images_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return Canvas(images_NCHW, torch.from_numpy(numbers(table, "label").copy()), sources)
+
+
+def _nearest(table: pa.Table) -> Nearest:
+    return Nearest(tuple(table["nearest"].to_pylist()), torch.from_numpy(numbers(table, "similarity").copy()))

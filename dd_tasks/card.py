@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pydantic import BaseModel
 
+from dd_tasks import citation
 from dd_tasks.claims import ROWS, Pairing, accuracy, pairings, percent
 from dd_tasks.codec import label_schema
 from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
@@ -19,9 +20,12 @@ from schemas.card import size_category as category
 from schemas.manifest import Manifest
 from schemas.tables import GroupRow, ImageRow, ViewRow
 
+MANIFEST, CARD = "retort.json", "README.md"
 Table = Literal["images", "soft_labels"]
+TAGS = ("dataset-distillation", "soft-labels", "retort")
 SHARDS_SHOWN = 20
 NAMES = {"halffloat": "float16", "float": "float32"}  # the Hub's for Arrow's
+CLAIMS_HEAD = "| trained on | student | seeds | accuracy | epochs | tested on |"
 HERE = "path/to/this-folder"  # load_dataset(".") fails: datasets 5.2 finds no name in it
 
 
@@ -34,6 +38,8 @@ def image_columns(classes: list[str]) -> list[Feature]:
         Feature(name="soft_label", list="float32", length=len(classes)),
         Feature(name="slot", dtype="int32"),
         Feature(name="sources", list="string"),
+        Feature(name="nearest", dtype="string"),
+        Feature(name="similarity", dtype="float32"),
     ]
 
 
@@ -82,6 +88,11 @@ def _config(table: Table) -> Config:
     return Config(config_name=table, default=True if table == "images" else None, data_files=files)
 
 
+def _origin(dataset: str | None) -> list[str]:
+    """Where the real data comes from, in the Hub's words; nothing where it is not known."""
+    return [dataset if dataset == "original" else f"extended|{dataset}"] if dataset else []
+
+
 def header(manifest: Manifest, table_bytes: Mapping[str, int]) -> CardHeader:
     """The card's header; `table_bytes` says how large each table is in memory."""
     tables: list[Table] = ["images", "soft_labels"]
@@ -90,7 +101,10 @@ def header(manifest: Manifest, table_bytes: Mapping[str, int]) -> CardHeader:
         license=manifest.license,
         pretty_name=f"{manifest.name}, {manifest.ipc} per class",
         task_categories=["image-classification"],
-        tags=["dataset-distillation", "soft-labels", "retort"],
+        task_ids=["multi-class-image-classification"],
+        annotations_creators=["machine-generated"],
+        source_datasets=_origin(manifest.source_dataset),
+        tags=list(TAGS),
         size_categories=[category(rows(manifest)["images"])],
         configs=[_config(table) for table in tables],
         dataset_info=[_info(table, manifest, table_bytes[table]) for table in tables],
@@ -116,6 +130,15 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
+def claims_table(manifest: Manifest) -> list[str]:
+    """The lines of the table of claims, its two first ones included."""
+    lines = [CLAIMS_HEAD, re.sub(r"[^|]+", "---", CLAIMS_HEAD)]
+    for claim in manifest.claims:
+        scored = f"{escape(claim.student)} | {len(claim.seeds)} | {accuracy(claim)} | {claim.epochs} | {claim.split}"
+        lines.append(f"| {ROWS[claim.row]} | {scored} |")
+    return lines
+
+
 def _sentence(pair: Pairing) -> str:
     """Whether the distilled images beat the random ones."""
     limits = f" ({pair.limit})" if pair.limit else ""
@@ -131,14 +154,20 @@ def _sentence(pair: Pairing) -> str:
     return f"{start} beats random real images by {points} points, more than 2 std of the difference ({limit})."
 
 
+def described(manifest: Manifest) -> dict[str, list[tuple[str, str, str]]]:
+    """(name, type, meaning) of each column of each table."""
+    label_row = ViewRow if manifest.labels.codec == "exact" else GroupRow
+    models: dict[str, type[BaseModel]] = {"images": ImageRow, "soft_labels": label_row}
+    return {table: _columns(models[table], features) for table, features in columns(manifest).items()}
+
+
 def _columns(row: type[BaseModel], features: list[Feature]) -> list[tuple[str, str, str]]:
-    """(name, type, meaning) of each column."""
-    described = []
+    found = []
     for feature in features:
         kind = "class label" if isinstance(feature.dtype, ClassLabelType) else feature.dtype
         kind = kind or f"list of {feature.length or ''} {feature.items}".replace("  ", " ")
-        described.append((feature.name, kind, row.model_fields[feature.name].description or _IMAGE))
-    return described
+        found.append((feature.name, kind, row.model_fields[feature.name].description or _IMAGE))
+    return found
 
 
 _IMAGE = "the image, a PNG"
@@ -148,13 +177,13 @@ _IMAGE = "the image, a PNG"
 def _template() -> Template:
     folder = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(text=escape, percent=percent, accuracy=accuracy, size=size)
+    environment.filters.update(text=escape, percent=percent, size=size, similarity="{:.3f}".format)
     return environment.get_template("card.md.j2")
 
 
 def for_repository(text: str, repository: str) -> str:
-    """The card `text` of a local artifact with examples that load `repository` from the Hub."""
-    return text.replace(f'"{HERE}"', f'"{repository}"')
+    """The card `text` of a local artifact with examples that load `repository` from the Hub, and its address there."""
+    return citation.published(text.replace(f'"{HERE}"', f'"{repository}"'), repository)
 
 
 def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: str = HERE) -> str:
@@ -163,20 +192,19 @@ def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: st
     `table_bytes` maps `images` and `soft_labels` to their size in memory, `repository` is what the examples load. The
     manifest must already list its files.
     """
-    label_row = ViewRow if manifest.labels.codec == "exact" else GroupRow
-    models: dict[str, type[BaseModel]] = {"images": ImageRow, "soft_labels": label_row}
-    described = {table: _columns(models[table], features) for table, features in columns(manifest).items()}
     values: dict[str, Any] = {
         "header": header_text(header(manifest, table_bytes)),
         "manifest": manifest,
-        "repository": repository,
+        "repository": HERE,
         "images": rows(manifest)["images"],
-        "columns": described,
-        "row_names": ROWS,
+        "columns": described(manifest),
+        "claims": claims_table(manifest),
+        "citations": [citation.of_artifact(manifest, citation.UNPUBLISHED), *citation.of_papers(manifest.preset)],
         "comparisons": [_sentence(pair) for pair in pairings(manifest.claims)],
         "shards_shown": SHARDS_SHOWN,
         "mean_std": [[float(f"{x:.6g}") for x in triple] for triple in (manifest.mean, manifest.std)],
         "command": " ".join(manifest.command.split()),
-        "download": {table: download_bytes(manifest, table) for table in described},
+        "download": {table: download_bytes(manifest, table) for table in columns(manifest)},
     }
-    return _template().render(values) + "\n"
+    text = _template().render(values) + "\n"
+    return text if repository == HERE else for_repository(text, repository)

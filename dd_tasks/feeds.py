@@ -37,13 +37,18 @@ class Feed(Protocol):
 
     def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]: ...
 
+    def keyed(self, size: int) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        """Each image once, in their own order: uint8 images_NCHW and their keys."""
+        ...
+
 
 @dataclass(frozen=True)
 class InMemory:
-    """All images at once, on any device: uint8 `images_NCHW`, int64 `labels_N`."""
+    """All images at once, on any device: uint8 `images_NCHW`, int64 `labels_N`; `keys`, where they are asked for."""
 
     images_NCHW: Tensor
     labels_N: Tensor
+    keys: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -60,6 +65,10 @@ class InMemory:
         order_N = torch.randperm(self.samples, generator=rng)[:stop].to(self.labels_N.device)
         for rows in order_N.split(size):
             yield Batch(self.images_NCHW[rows], self.labels_N[rows])
+
+    def keyed(self, size: int) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        assert len(self.keys) == self.samples, (len(self.keys), self.samples)
+        yield from ((self.images_NCHW[i : i + size], self.keys[i : i + size]) for i in range(0, self.samples, size))
 
 
 def shuffled(items: Iterable[T], buffer: int, rng: random.Random) -> Iterator[T]:

@@ -258,11 +258,20 @@ class Streaming:
             decoded = shuffled(decoded, self.buffer, random.Random(f"buffer {seed} {epoch}"))
         while chunk := list(islice(decoded, size)):
             if len(chunk) == size or not drop_last:
-                images, labels = zip(*chunk, strict=True)
+                _, images, labels = zip(*chunk, strict=True)
                 yield Batch(torch.stack(images), torch.tensor(labels))
 
+    def keyed(self, size: int) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        samples = stream(self.source, quarantine=self.quarantine)
+        decoded = _decoded(samples, self.side, self.keep, self.quarantine)
+        while chunk := list(islice(decoded, size)):
+            keys, images, _ = zip(*chunk, strict=True)
+            yield torch.stack(images), keys
 
-def _decoded(samples: Iterable[Sample], side: int, keep: Keep, quarantine: Quarantine) -> Iterator[tuple[Tensor, int]]:
+
+def _decoded(
+    samples: Iterable[Sample], side: int, keep: Keep, quarantine: Quarantine
+) -> Iterator[tuple[str, Tensor, int]]:
     for sample in samples:
         if not keep(sample.key):
             continue
@@ -271,7 +280,7 @@ def _decoded(samples: Iterable[Sample], side: int, keep: Keep, quarantine: Quara
         except ValueError as error:
             quarantine.add(sample.shard, sample.key, str(error))
         else:
-            yield image_CSS, sample.label
+            yield sample.key, image_CSS, sample.label
 
 
 def feed(
@@ -297,10 +306,11 @@ def feed(
             torch.empty(most, dtype=torch.int64),
         )
         samples = track(stream(source, quarantine=quarantine), "reading images", most)
-        row = 0
-        for image_CSS, label in _decoded(samples, side, keep, quarantine):
-            images_NCHW[row], labels_N[row], row = image_CSS, label, row + 1
-        served = InMemory(images_NCHW[:row], labels_N[:row])
+        keys: list[str] = []
+        for row, (key, image_CSS, label) in enumerate(_decoded(samples, side, keep, quarantine)):
+            images_NCHW[row], labels_N[row] = image_CSS, label
+            keys.append(key)
+        served = InMemory(images_NCHW[: len(keys)], labels_N[: len(keys)], tuple(keys))
     if not served.samples:
         raise InputError(f"none of {most} samples is kept")
     return served

@@ -49,6 +49,21 @@ class Canvas:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """Of each image of a canvas the training image that is most like it: its key, and how like it is (float32
+    `similarity_N`, 1 for a copy)."""
+
+    keys: tuple[str, ...]
+    similarity_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, slots: slice) -> "Nearest":
+        return Nearest(self.keys[slots], self.similarity_N[slots])
+
+
+@dataclass(frozen=True)
 class Crops:
     """One crop per image: int64 `boxes_N4`, bool `flips_N` (left-right, after the crop)."""
 

@@ -11,29 +11,34 @@ import statistics
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 import yaml
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
+from dd_tasks.agreement import claims_problems, croissant_problems, header_problems
 from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, label_features, parquet_files
-from dd_tasks.card import columns, download_bytes, rows
+from dd_tasks.card import rows
 from dd_tasks.columns import numbers
+from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
+from dd_tasks.nearness import of_images
 from dd_tasks.sound import shown, wrong_labels
-from schemas.card import CardHeader, ClassLabelType, Feature
+from dd_tasks.types import Nearest
+from schemas.card import CardHeader
 from schemas.manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
     from datasets import Features
 
 Model = TypeVar("Model", bound=BaseModel)
-TOLERANCE = 1e-6  # of a claim's mean and spread
+TOLERANCE = 1e-6  # of a claim's mean and spread, and of similarities
 SOFT_TOLERANCE = 1e-3  # of the sum of a soft label
 
 
@@ -53,10 +58,13 @@ def _problems(path: Path) -> Iterator[str]:
     if manifest is None:
         return
     yield from _files(path, manifest)
-    header, problems = _header(path)
+    header, body, problems = _card(path)
     yield from problems
     if header:
-        yield from _header_agrees(header, manifest)
+        yield from header_problems(header, manifest)
+        yield from claims_problems(body, manifest)
+    fields, problems = _json(path, CROISSANT)
+    yield from problems or croissant_problems(fields, manifest)
     yield from _claims(manifest)
     if len(set(manifest.classes)) < len(manifest.classes):
         yield f"{MANIFEST}: classes: some names occur twice"
@@ -73,12 +81,16 @@ def _model(model: type[Model], fields: object, place: str) -> tuple[Model | None
         return None, [line.replace("\n", " ") for line in lines]
 
 
-def _manifest(path: Path) -> tuple[Manifest | None, list[str]]:
+def _json(path: Path, name: str) -> tuple[Any, list[str]]:
     try:
-        fields = json.loads((path / MANIFEST).read_bytes())
+        return json.loads((path / name).read_bytes()), []
     except (OSError, ValueError, RecursionError) as error:
-        return None, [f"{MANIFEST}: cannot be read: {_line(error)}"]
-    return _model(Manifest, fields, MANIFEST)
+        return None, [f"{name}: cannot be read: {_line(error)}"]
+
+
+def _manifest(path: Path) -> tuple[Manifest | None, list[str]]:
+    fields, problems = _json(path, MANIFEST)
+    return (None, problems) if problems else _model(Manifest, fields, MANIFEST)
 
 
 def _line(error: Exception) -> str:
@@ -120,45 +132,18 @@ def _file(path: Path, name: str, entry: FileEntry) -> str:
 # ---- card
 
 
-def _header(path: Path) -> tuple[CardHeader | None, list[str]]:
+def _card(path: Path) -> tuple[CardHeader | None, str, list[str]]:
+    """The header, the text below it, and what is wrong with them."""
     try:
         text = (path / CARD).read_text(encoding="utf-8")
         opening, separator, rest = text.partition("---\n")
-        fields, closing, _ = rest.partition("\n---\n")
+        fields, closing, body = rest.partition("\n---\n")
         if opening or not separator or not closing:
-            return None, [f"{CARD}: has no YAML header between two lines of ---"]
-        return _model(CardHeader, yaml.safe_load(fields), f"{CARD} header")
+            return None, "", [f"{CARD}: has no YAML header between two lines of ---"]
+        header, problems = _model(CardHeader, yaml.safe_load(fields), f"{CARD} header")
+        return header, body, problems
     except Exception as error:  # broken YAML makes the reader raise KeyError and others, too
-        return None, [f"{CARD}: cannot be read: {_line(error)}"]
-
-
-def _header_agrees(header: CardHeader, manifest: Manifest) -> Iterator[str]:
-    wanted = columns(manifest)
-    if (found := [info.config_name for info in header.dataset_info]) != list(wanted):
-        yield f"{CARD} header: names the tables {', '.join(found)}, by {MANIFEST} it should be {', '.join(wanted)}"
-        return
-    for config, info in zip(header.configs, header.dataset_info, strict=True):
-        table, place = info.config_name, f"{CARD} header: {info.config_name}"
-        if [files.path for files in config.data_files] != [f"{table}/train-*.parquet"]:
-            yield f"{place}: data_files must be {table}/train-*.parquet"
-        for what, says, wants in (
-            ("num_examples", info.splits[0].num_examples, rows(manifest)[table]),
-            ("download_size", info.download_size, download_bytes(manifest, table)),
-        ):
-            if says != wants:
-                yield f"{place}: {what} is {says}, by {MANIFEST} it should be {wants}"
-        yield from (f"{place}: {line}" for line in _columns_differ(info.features, wanted[table]))
-
-
-def _columns_differ(found: list[Feature], wanted: list[Feature]) -> Iterator[str]:
-    if [column.name for column in found] != [column.name for column in wanted]:
-        yield f"columns are {', '.join(column.name for column in found)}"
-        return
-    for is_, should in zip(found, wanted, strict=True):
-        if is_ == should:
-            continue
-        both_named = isinstance(is_.dtype, ClassLabelType) and isinstance(should.dtype, ClassLabelType)
-        yield f"column {is_.name}: {'class names differ from' if both_named else 'type is not as by'} {MANIFEST}"
+        return None, "", [f"{CARD}: cannot be read: {_line(error)}"]
 
 
 # ---- claims
@@ -238,7 +223,7 @@ def _where(place: str, first_row: int, wrong: np.ndarray, what: str) -> Iterator
 
 def _images(path: Path, manifest: Manifest) -> Iterator[str]:
     classes = len(manifest.classes)
-    pairs = [np.zeros((0, 2), np.int64)]
+    pairs, near = [np.zeros((0, 2), np.int64)], list[pa.Table]()
     for place, first, table, problem in _tables(
         path, "images", image_features(manifest.classes), rows(manifest)["images"]
     ):
@@ -254,9 +239,26 @@ def _images(path: Path, manifest: Manifest) -> Iterator[str]:
         yield from _where(place, first, ~np.isfinite(soft).all(1), "soft_label is not finite")
         bad = (soft < 0).any(1) | (np.abs(soft.astype(np.float64).sum(1) - 1) > SOFT_TOLERANCE)
         yield from _where(place, first, bad, "soft_label is no probability distribution")
+        far = ~(np.abs(numbers(table, "similarity")) <= 1)
+        yield from _where(place, first, far, "similarity is not within -1..1")
         yield from _pictures(place, first, table, manifest.side)
         pairs.append(np.stack([label, slot], 1)[~outside])
+        if not far.any():
+            near.append(table.select(["sources", "nearest", "similarity"]))
     yield from _balance(np.concatenate(pairs), manifest)
+    yield from _nearness(near, manifest)
+
+
+def _nearness(tables: list[pa.Table], manifest: Manifest) -> Iterator[str]:
+    """Where the manifest's summary is not that of the rows; nothing while rows are missing or broken."""
+    if sum(map(len, tables)) != rows(manifest)["images"]:
+        return
+    table = pa.concat_tables(tables)
+    near = Nearest(tuple(table["nearest"].to_pylist()), torch.from_numpy(numbers(table, "similarity").copy()))
+    found = of_images(near, table["sources"].to_pylist(), manifest.nearness.random_95)
+    for what, is_ in found.items():
+        if not math.isclose(said := getattr(manifest.nearness, what), is_, rel_tol=0, abs_tol=TOLERANCE):
+            yield f"{MANIFEST}: nearness.{what} is {said}, the table images gives {is_}"
 
 
 def _balance(label_slot_N2: np.ndarray, manifest: Manifest) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from dd_tasks import artifact, presets, recipe, report, validate
+from dd_tasks import artifact, nearness, presets, recipe, report, validate
 from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, ObserverRecipe, named
 from dd_tasks.compact import GROUP
@@ -26,13 +26,14 @@ from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe
 from flows.settings import Settings
 from flows.tasks import stage
-from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, machine, store_of
+from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, machine, store_of
 from schemas.manifest import (
     Claim,
     Cost,
     GuideEntry,
     LabelInfo,
     Manifest,
+    Nearness,
     ObserverEntry,
     QuarantinedSample,
     SourceData,
@@ -92,13 +93,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run made, by reference: the committee, the canvas before and after, its labels, the scores."""
+    """What a run made, by reference: the committee, the canvas before and after, how near it is to real images, its
+    labels, the scores."""
 
     seats: tuple[Seat, ...]
     pools: tuple[Pool, ...]
     first: Ref
     panels: tuple[Ref, ...]
     canvas: Ref
+    near: Ref
     labels: Ref
     measured: list[tuple[Row, int, Ref]]
 
@@ -114,6 +117,7 @@ class Results:
             "statistics": [ref for seat in self.seats for ref in seat.measured],
             "choose": [self.first],
             "recover": list(self.panels),
+            "nearness": [self.near],
             "relabel": [self.labels],
             "students": [ref for _, _, ref in self.measured],
         }
@@ -196,11 +200,16 @@ def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
     )  # fmt: skip
 
 
+def _nearness(results: Results, settings: Settings) -> Nearness:
+    near, random_N = get_nearest(results.near, settings)
+    return nearness.summary(near, get_canvas(results.canvas, settings).sources, random_N)
+
+
 @stage("assemble")
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder; it is validated before it takes its name."""
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
-    labels = get_labels(results.labels, finished, settings)
+    labels, (near, _) = get_labels(results.labels, finished, settings), get_nearest(results.near, settings)
     name = run.spec.name or out.resolve().name
     draft = draft_of(run, data, results, labels, settings, name=name, command=command)
     story = story_of(run, begun.images_NCHW, results.panels, settings)
@@ -211,7 +220,7 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
         "story.safetensors": story.to_bytes(),
         "report.html": report.render(draft, finished, story).encode(),
     }
-    return artifact.write(out, finished, labels, draft, pictures, overwrite=True, check=validate.validate)
+    return artifact.write(out, finished, labels, draft, pictures, nearest=near, overwrite=True, check=validate.validate)
 
 
 def draft_of(
@@ -222,6 +231,8 @@ def draft_of(
     return Manifest(
         name=name,
         license=spec.license,
+        source_dataset=spec.source_dataset,
+        nearness=_nearness(results, settings),
         preset=spec.preset,
         recipe=plain(run.recipe),
         identity=identity("run", 1, canvas=results.canvas.digest, labels=results.labels.digest),

@@ -43,6 +43,8 @@ Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")]
 PanelSize = Annotated[int | None, typer.Option(help="Images recovered together.")]
 GuidePool = Annotated[str | None, typer.Option("--guides", help="Pool, e.g. 'convnet3@epoch=2,4,8 seeds=0..2'.")]
+License = Annotated[str | None, typer.Option("--license", help="Of the real data, by the Hub's identifier.")]
+SourceDataset = Annotated[str | None, typer.Option(help="The real data's name, on the Hub or elsewhere.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
 Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
@@ -69,6 +71,8 @@ def run(
     guides: GuidePool = None,
     panel: PanelSize = None,
     tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
+    license_: License = None,
+    source_dataset: SourceDataset = None,
     override: Overrides = None,
     report: Annotated[Path | None, typer.Option(help="Also write the report here.")] = None,
     store: Store = "runs/store",
@@ -81,7 +85,7 @@ def run(
         preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
         student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
         plain_rows=plain_rows, seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate,
-        set=override or None,
+        license=license_, source_dataset=source_dataset, set=override or None,
     )  # fmt: skip
     from flows import launch
 

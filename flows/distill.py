@@ -17,6 +17,7 @@ from flows.tasks import (
     draw_candidates,
     encode_labels,
     index_shards,
+    measure_nearness,
     relabel,
     train_on_full_data,
     train_student,
@@ -58,6 +59,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
         choose_images(WholeImages(), lot, seats, spec.ipc, data, s, settings)
         for lot, s in zip(lots, draws, strict=True)
     ]
+    near = measure_nearness(canvas, random[0], data, settings)
     labels, random_labels = {}, {}
     for seen, (ours, theirs) in run.labellers.items():
         labels[seen] = relabel(ours, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
@@ -88,5 +90,5 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     measured = [(row, seed, found.result()) for row, seed, found in scores]
 
     # Assemble, validate, and only then put in place.
-    results = Results(seats, pools, first, finished, canvas, labels["augmented"], measured)
+    results = Results(seats, pools, first, finished, canvas, near, labels["augmented"], measured)
     return assemble(run, data, results, out, settings, command)

@@ -14,7 +14,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dd_tasks import artifact, codec, committee, shards, students
+from dd_tasks import artifact, codec, committee, nearness, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
@@ -46,6 +46,7 @@ from flows.workspace import (
     put_candidates,
     put_canvas,
     put_labels,
+    put_nearest,
     put_views,
     studio_of,
     test_feed,
@@ -249,6 +250,22 @@ def gather(panels: tuple[Ref, ...], settings: Settings) -> Ref:
         return facts, {"canvas": tensors}
 
     return kept(ref, "canvas", settings, make)
+
+
+@stage("measure nearness")
+def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -> Ref:
+    """Of every image the nearest training image; of random real ones the nearest of the others."""
+    ref = Ref("nearness", identity("nearness", 1, canvas=canvas.digest, random=random.digest, data=data.digest))
+
+    def make() -> Made:
+        ours, theirs = get_canvas(canvas, settings), get_canvas(random, settings)
+        near = nearness.nearest(
+            torch.cat([ours.images_NCHW, theirs.images_NCHW]), feed_of(data, "training"),
+            besides=[()] * len(ours) + list(theirs.sources), device=device_of(settings), track=console.track,
+        )  # fmt: skip
+        return put_nearest(near[: len(ours)], near.similarity_N[len(ours) :])
+
+    return kept(ref, "nearness to real images", settings, make)
 
 
 @stage("relabel {what}")

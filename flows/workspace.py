@@ -26,7 +26,7 @@ from dd_tasks.recipe import identity
 from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source, decode
 from dd_tasks.statistics import LayerStatistics, from_tensors
 from dd_tasks.store import Ref, Store
-from dd_tasks.types import Canvas, Crops, RealImages, Studio, Views
+from dd_tasks.types import Canvas, Crops, Nearest, RealImages, Studio, Views
 from flows import console
 from flows.settings import Settings
 
@@ -256,6 +256,18 @@ def put_canvas(canvas: Canvas) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def get_canvas(ref: Ref, settings: Settings) -> Canvas:
     found = store_of(settings).get(ref, "canvas")
     return Canvas(**found.tensors["canvas"], sources=tuple(map(tuple, found.facts["sources"])))
+
+
+def put_nearest(near: Nearest, random_N: Tensor) -> Made:
+    """The nearest real images of a canvas, and beside them the similarities of as many random real ones to others."""
+    similarities = {"similarity_N": near.similarity_N.contiguous(), "random_N": random_N.contiguous()}
+    return {"keys": list(near.keys)}, {"nearness": similarities}
+
+
+def get_nearest(ref: Ref, settings: Settings) -> tuple[Nearest, Tensor]:
+    found = store_of(settings).get(ref, "nearness")
+    similarities = found.tensors["nearness"]
+    return Nearest(tuple(found.facts["keys"]), similarities["similarity_N"]), similarities["random_N"]
 
 
 def put_views(views: Views) -> dict[str, Tensor]:

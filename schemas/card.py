@@ -7,21 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.hub import SIZES, Annotator, License, Origin, Size, Task, TaskId
 from schemas.manifest import Frozen
-
-SIZES = (
-    (10**3, "n<1K"),
-    (10**4, "1K<n<10K"),
-    (10**5, "10K<n<100K"),
-    (10**6, "100K<n<1M"),
-    (10**7, "1M<n<10M"),
-    (10**8, "10M<n<100M"),
-)
 
 
 def size_category(rows: int) -> str:
     """The Hub's name for a number of rows."""
-    return next((name for limit, name in SIZES if rows < limit), "100M<n<1B")
+    return next((name for power, name in enumerate(SIZES, start=3) if rows < 10**power), SIZES[-1])
 
 
 class ClassNames(Frozen):
@@ -85,11 +77,16 @@ class CardHeader(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    license: str = Field(pattern=r"^[a-z0-9.-]+$", description="the Hub's identifier of a licence")
+    license: License = Field(description="the Hub's identifier of a licence")
     pretty_name: str = Field(min_length=1)
-    task_categories: list[str]
+    task_categories: list[Task]
+    task_ids: list[TaskId]
+    annotations_creators: list[Annotator] = Field(min_length=1, description="who labelled the images")
+    source_datasets: list[Origin] = Field(
+        description="`original`, or the real dataset as NAME or `extended|NAME`; empty where it is unknown"
+    )
     tags: list[str]
-    size_categories: list[str]
+    size_categories: list[Size]
     configs: list[Config]
     dataset_info: list[DatasetInfo]
 
@@ -99,6 +96,8 @@ class CardHeader(BaseModel):
             raise ValueError("tags must name dataset-distillation")
         if "image-classification" not in self.task_categories:
             raise ValueError("task_categories must name image-classification")
+        if "multi-class-image-classification" not in self.task_ids:
+            raise ValueError("task_ids must name multi-class-image-classification")
         return self
 
     @model_validator(mode="after")

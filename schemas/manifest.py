@@ -1,8 +1,10 @@
 """`retort.json`: everything an artifact says of itself. All numbers in it are measured or computed, none typed."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.hub import DatasetName, License
 
 SHA256 = r"^[0-9a-f]{64}$"
 
@@ -98,6 +100,27 @@ class Claim(Frozen):
         return self
 
 
+Similarity = Annotated[float, Field(ge=-1, le=1)]
+
+
+class Nearness(Frozen):
+    """How near the distilled images are to real ones, and how near real ones are to each other: the similarity of an
+    image is that in its row of the table `images`."""
+
+    least: Similarity
+    median: Similarity
+    most: Similarity
+    above: int = Field(ge=0, description="images whose similarity is above `random_95`")
+    began: int = Field(ge=0, description="images that began from real ones")
+    kept: int = Field(ge=0, description="of these, images whose nearest real image is one that they began from")
+    random_least: Similarity = Field(
+        description="of as many random real images, each to the nearest other training image"
+    )
+    random_median: Similarity
+    random_95: Similarity = Field(description="95th percentile: one in twenty random real images is above it")
+    random_most: Similarity
+
+
 class Cost(Frozen):
     image_updates: int = Field(
         ge=0, description="one image through one observer, forward and backward; those of measured priors among them"
@@ -128,8 +151,10 @@ class Manifest(Frozen):
     claims: list[Claim]
     cost: Cost
     command: str
-    license: str = Field(
+    license: License = Field(
         default="unknown", description="the Hub's identifier of the licence, as the source data has it"
     )
+    source_dataset: DatasetName | None = Field(default=None, description="name of the real dataset")
+    nearness: Nearness
     versions: dict[str, str]
     files: dict[str, FileEntry] = Field(description="every file but README.md and this one, by relative path")

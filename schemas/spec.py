@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.hub import DatasetName, License
+
 
 class RunSpec(BaseModel):
     """Everything that decides what a run computes. Where things live is in `flows.settings`."""
@@ -43,7 +45,11 @@ class RunSpec(BaseModel):
     flip: bool = Field(default=True, description="whether a mirror image is of the same class; off for digits, letters")
     tolerate: int = Field(default=0, ge=0, description="broken samples to set aside before failing")
     overrides: dict[str, str] = Field(default={}, alias="set", description="part.field: value")
-    license: str = Field(default="unknown", description="of the source data, by the Hub's identifier")
+    license: License = Field(default="unknown", description="of the source data, by the Hub's identifier")
+    source_dataset: DatasetName | None = Field(
+        default=None,
+        description="the real dataset by its name on the Hub or elsewhere; `original` if it was never published",
+    )
     name: str | None = Field(default=None, description="of the artifact; default: the name of its folder")
 
     def describe(self) -> str:

@@ -31,7 +31,15 @@ class ImageRow(Frozen):
     )
     slot: int = Field(ge=0, description="number of this image within its class, from 0")
     sources: list[str] = Field(
-        description="keys of the real images that this one began from; empty if it began as noise"
+        description="keys (names in the shards of the real data) of the real images that this one began from; empty if "
+        "it began as noise"
+    )
+    nearest: str = Field(description="key of the training image that is most like this one or its mirror image")
+    similarity: float = Field(
+        ge=-1,
+        le=1,
+        description="to `nearest`: cosine similarity of the pixels at this size, each image minus its own mean; "
+        "1 is a copy",
     )
 
 

@@ -4,8 +4,8 @@ import statistics
 
 import torch
 
-from dd_tasks import augment
-from dd_tasks.types import Canvas, Views
+from dd_tasks import augment, nearness
+from dd_tasks.types import Canvas, Nearest, Views
 from schemas.manifest import Claim, Manifest
 
 K, IPC, SIDE, EPOCHS = 10, 2, 16, 3
@@ -45,6 +45,7 @@ def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
         "command": "retort distill digits",
         "labels": {"codec": "exact", "epochs": epochs, "views": epochs * N, "bytes": 0},
         "claims": [claim("distilled", [0.5, 0.52]), claim("random", [0.4, 0.42]), claim("full", [0.8])],
+        "nearness": nearness.summary(tiny_nearest(), tiny_canvas().sources, torch.linspace(0.2, 0.7, N)),
         "versions": {"torch": "2"},
         "files": {},
     }
@@ -55,6 +56,11 @@ def tiny_canvas() -> Canvas:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (N, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
     return Canvas(images, torch.arange(K).repeat(IPC), tuple([(), ("one key",), ("a", "b")][i % 3] for i in range(N)))
+
+
+def tiny_nearest() -> Nearest:
+    """One in three is nearest to the one it began from."""
+    return Nearest(tuple(["other", "one key", "c"][i % 3] for i in range(N)), torch.linspace(0.1, 1, N))
 
 
 def tiny_views(epochs: int = EPOCHS) -> Views:

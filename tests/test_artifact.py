@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_views
+from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_nearest, tiny_views
 
 from dd_tasks import artifact
 from dd_tasks.errors import InputError
@@ -27,7 +27,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def written(out: Path, **options: bool) -> Manifest:
-    return artifact.write(out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"}, **options)
+    return artifact.write(
+        out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"}, nearest=tiny_nearest(), **options
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -47,6 +49,8 @@ def test_load_dataset_gives_images_back(tmp_path: Path) -> None:
     assert images["label"][:] == canvas.targets_N.tolist()
     assert images["slot"][:] == [i // K for i in range(N)]
     assert images["sources"][:3] == [[], ["one key"], ["a", "b"]]
+    assert images["nearest"][:3] == ["other", "one key", "c"]
+    assert torch.equal(torch.tensor(images["similarity"][:]), tiny_nearest().similarity_N)
     views = tiny_views()
     for i in (0, N - 1):
         probabilities = views.logits_VK[views.images_V == i].float().softmax(1).mean(0)
@@ -74,6 +78,8 @@ def test_read_gives_back_what_was_written(tmp_path: Path) -> None:
     assert torch.equal(loaded.canvas.images_NCHW, canvas.images_NCHW)
     assert torch.equal(loaded.canvas.targets_N, canvas.targets_N)
     assert loaded.canvas.sources == canvas.sources
+    assert loaded.nearest.keys == tiny_nearest().keys
+    assert torch.equal(loaded.nearest.similarity_N, tiny_nearest().similarity_N)
     for field in fields(Views):
         if field.name not in ("crops", "partner_crops"):
             assert torch.equal(getattr(loaded.views, field.name), getattr(tiny_views(), field.name)), field.name
@@ -95,7 +101,7 @@ def test_rewriting_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_views_there_are_images_with_one_hot_labels(tmp_path: Path) -> None:
-    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {})
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {}, nearest=tiny_nearest())
     assert len(artifact.read(tmp_path / "out").views) == 0
     images = datasets.load_dataset(str(tmp_path / "out"), split="train")
     assert images[3]["soft_label"] == [float(k == 3) for k in range(K)]
@@ -144,9 +150,10 @@ def test_a_failed_rename_puts_the_old_artifact_back(tmp_path: Path, monkeypatch:
 
 def test_overwriting_replaces_the_whole_artifact(tmp_path: Path) -> None:
     written(tmp_path / "out")
-    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {}, overwrite=True)
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {}, nearest=tiny_nearest(), overwrite=True)
     assert os.listdir(tmp_path) == ["out"]
-    assert set(contents(tmp_path / "out")) == {"README.md", "retort.json", "images/train-00000-of-00001.parquet"}
+    only = {"README.md", "retort.json", "croissant.json", "images/train-00000-of-00001.parquet"}
+    assert set(contents(tmp_path / "out")) == only
 
 
 def test_check_out(tmp_path: Path) -> None:
@@ -178,14 +185,14 @@ def test_writes_into_an_empty_folder_and_new_parents(tmp_path: Path) -> None:
 
 def test_assets_are_plain_file_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'\.\./x': must be a plain file name"):
-        artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {"../x": b""})
+        artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {"../x": b""}, nearest=tiny_nearest())
     assert not os.listdir(tmp_path)
 
 
 def test_what_disagrees_is_not_written(tmp_path: Path) -> None:
     short = replace(tiny_canvas(), sources=())
     with pytest.raises(AssertionError):
-        artifact.write(tmp_path / "out", short, tiny_views(), draft(), {})
+        artifact.write(tmp_path / "out", short, tiny_views(), draft(), {}, nearest=tiny_nearest())
 
 
 def test_reading_what_is_no_artifact(tmp_path: Path) -> None:

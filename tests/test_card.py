@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from sample import CLASSES, DIGEST, EPOCHS, K, N, claim, draft, tiny_canvas, tiny_views
+from sample import CLASSES, DIGEST, EPOCHS, K, N, claim, draft, tiny_canvas, tiny_nearest, tiny_views
 from torch import nn
 
 from dd_tasks import artifact, augment, card
@@ -45,6 +45,20 @@ def test_header_is_what_datasets_says_of_the_tables() -> None:
     }
     assert header["dataset_info"][1]["splits"] == [{"name": "train", "num_bytes": 500, "num_examples": N * EPOCHS}]
     assert header["license"] == "unknown"
+    assert header["task_ids"] == ["multi-class-image-classification"]
+    assert header["annotations_creators"] == ["machine-generated"]
+    assert "language" not in header
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [(None, []), ("uoft-cs/cifar10", ["extended|uoft-cs/cifar10"]), ("original", ["original"])],
+)
+def test_header_names_the_real_dataset(name: str | None, origin: list[str]) -> None:
+    text = rendered(source_dataset=name)
+    CardHeader.model_validate(header_of(text))
+    assert header_of(text)["source_datasets"] == origin
+    assert f"The real data ({name}: 100 images" in text if name else "The real data (100 images" in text
 
 
 def test_without_views_only_images_are_named() -> None:
@@ -95,7 +109,8 @@ def test_accuracies_of_all_rows() -> None:
 def test_says_whether_it_beats_random(distilled: list[float], random: list[float], says: str) -> None:
     text = rendered(claims=[claim("distilled", distilled), claim("random", random)])
     assert says in text
-    assert text.count("random real images") == 2  # the row and one sentence
+    accuracy = text.split("## Accuracy")[1].split("## Cost")[0]
+    assert accuracy.count("random real images") == 2  # the row and one sentence
 
 
 @pytest.mark.parametrize(
@@ -124,9 +139,31 @@ def test_a_picture_is_shown_if_there_is_one() -> None:
     assert "(assets/preview.png)" in rendered(files={"assets/preview.png": entry})
 
 
+def test_says_how_near_the_images_are_to_real_ones() -> None:
+    limits = rendered().split("## Limits\n")[1].split("\n## ")[0]
+    assert "| of these images | 0.100 | 0.550 | | 1.000 |" in limits
+    assert "| of random real images, to others | 0.200 | 0.450 | 0.675 | 0.700 |" in limits
+    assert "7 of the 20 images are nearer to a training image than 95% of random real images" in limits
+    assert "13 began from real images (`sources`), and 7 of these are still nearest to one" in limits
+    assert "altered copies of real ones, not as anonymous" in limits
+
+
+def test_says_that_no_image_began_from_a_real_one() -> None:
+    text = rendered(nearness=draft().nearness.model_copy(update={"began": 0, "kept": 0}))
+    assert "None of them began from a real image." in text and "began from real images" not in text
+
+
+def test_cites_the_dataset_and_the_papers_of_its_method() -> None:
+    cited = rendered(preset="cda").split("```bibtex\n")[1].split("```")[0]
+    assert re.findall(r"@misc\{(.*),", cited) == ["retort-0123456789ab", "cda", "sre2l"]
+    own = rendered(preset="our:method").split("## Cite\n")[1]
+    assert own.count("@misc") == 1 and "papers" not in own
+
+
 def test_repository_name_is_used_in_the_examples() -> None:
     text = card.render(draft(), SIZES, repository="org/digits")
     assert 'load_dataset("org/digits", split="train")' in text
+    assert "  url = {https://huggingface.co/datasets/org/digits}," in text and "not published" not in text
     assert card.for_repository(rendered(), "org/digits") == text
 
 
@@ -152,7 +189,7 @@ def example_of(folder: Path) -> dict:
 @pytest.mark.parametrize("epochs", [EPOCHS, 0])
 def test_the_example_trains(epochs: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    artifact.write(out, tiny_canvas(), tiny_views(epochs), draft(epochs), {})
+    artifact.write(out, tiny_canvas(), tiny_views(epochs), draft(epochs), {}, nearest=tiny_nearest())
     names = example_of(out)
     assert torch.isfinite(names["loss"])
     if epochs:

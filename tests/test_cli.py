@@ -55,6 +55,8 @@ def changed(run: list[object], option: str, value: object) -> list[object]:
     [
         ("--ipc", "0", "retort: ipc 0: input should be greater than or equal to 1"),
         ("--seeds", "0", "retort: seeds 0: input should be greater than or equal to 1"),
+        ("--license", "mitt", "retort: license 'mitt': the Hub knows no licence 'mitt'; did you mean mit"),
+        ("--source-dataset", "my photos", "retort: source_dataset 'my photos': 'my photos' is not a dataset's name: "),
         ("--side", "2", "retort: side 2: input should be greater than or equal to 8"),
         ("--committee", "smal", "retort: unknown committee 'smal'; did you mean 'small'? (choices: "),
         ("--committee", "none.json", "retort: no committee file none.json"),

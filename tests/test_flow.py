@@ -52,6 +52,18 @@ def test_the_artifact_is_valid_and_its_rows_are_complete(first: tuple[Path, Path
     assert {claim.split for claim in claims} == {"test"}
 
 
+def test_the_artifact_names_the_nearest_real_images(first: tuple[Path, Path]) -> None:
+    from dd_tasks.artifact import read
+
+    loaded = read(first[0])
+    near = loaded.manifest.nearness
+    assert near.began == 20 and loaded.manifest.cost.seconds["nearness"] > 0
+    assert near.kept == sum(key in keys for key, keys in zip(loaded.nearest.keys, loaded.canvas.sources, strict=True))
+    assert near.kept >= 15  # ten steps leave an image near the one it began from
+    assert near.median > near.random_median > 0.5
+    assert near.random_most < 1 - 1e-6  # no digit is its own nearest
+
+
 def test_the_artifact_opens_without_our_code(first: tuple[Path, Path], tmp_path: Path) -> None:
     code = f"""if True:
         import sys

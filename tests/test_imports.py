@@ -17,7 +17,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
-    ("errors", "types", "ranges"),
+    ("errors", "types", "ranges", "citation"),
     (
         "augment",
         "networks",
@@ -34,9 +34,9 @@ RANKS = (
         "axes",
         "claims",
     ),
-    ("shards", "card", "voters"),
-    ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
-    ("learners", "guides"),
+    ("shards", "card", "voters", "nearness"),
+    ("initialise", "terms", "schedule", "label", "committee", "packing", "croissant", "report"),
+    ("learners", "guides", "artifact", "agreement"),
     ("recipe", "students", "validate", "comparison"),
     ("presets", "distill"),
 )

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 import schemas
+from schemas import hub
 from schemas.card import CardHeader
 from schemas.export import FOLDER, MODELS, export, schema_text
 from schemas.manifest import Manifest
@@ -18,8 +19,11 @@ DIGEST = "0123456789abcdef" * 4
 
 def manifest() -> Manifest:
     claim = {"row": "distilled", "student": "conv", "epochs": 1, "split": "test", "seeds": [0], "accuracies": [0.5]}
+    near = {"least": 0.1, "median": 0.5, "most": 0.9, "above": 1, "began": 2, "kept": 2}
+    near |= {"random_least": 0.1, "random_median": 0.4, "random_95": 0.8, "random_most": 0.9}
     return Manifest.model_validate(
         {
+            "nearness": near,
             "name": "digits",
             "preset": "sre2l",
             "recipe": {"steps": 3},
@@ -73,7 +77,8 @@ def test_a_manifest_is_valid_by_its_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ipc": 0}, {"format": "retort-2"}, {"identity": "x"}, {"extra": 1}, {"classes": []}]
+    "changes",
+    [{"ipc": 0}, {"format": "retort-2"}, {"identity": "x"}, {"extra": 1}, {"classes": []}, {"license": "mitt"}],
 )
 def test_a_broken_manifest_is_not(changes: dict) -> None:
     with pytest.raises(jsonschema.ValidationError):
@@ -86,6 +91,9 @@ def header() -> dict:
         "license": "mit",
         "pretty_name": "x",
         "task_categories": ["image-classification"],
+        "task_ids": ["multi-class-image-classification"],
+        "annotations_creators": ["machine-generated"],
+        "source_datasets": [],
         "size_categories": [],
         "tags": ["dataset-distillation"],
         "configs": [{"config_name": "images", "default": True, "data_files": [{"path": "images/train-*.parquet"}]}],
@@ -98,7 +106,22 @@ def header() -> dict:
     [
         ({}, ""),
         ({"language": ["en"]}, ""),
-        ({"license": "No Such"}, "license"),
+        ({"source_datasets": ["extended|org/name"]}, ""),
+        ({"license": "No Such"}, "the Hub knows no licence 'No Such'; choices: apache-2.0, mit, .* and others"),
+        ({"license": "CC-BY-4"}, "the Hub knows no licence 'CC-BY-4'; did you mean cc-by-4.0 or "),
+        ({"license": None}, "license"),
+        ({"task_categories": ["image-classification", "cooking"]}, "knows no task of images 'cooking'"),
+        ({"task_ids": ["multi-label-image-classification"]}, "task_ids must name multi-class"),
+        (
+            {"task_ids": ["multi-class"]},
+            "'multi-class'; choices: multi-class-image-classification, multi-label-image-classification",
+        ),
+        (
+            {"annotations_creators": ["robots"]},
+            "knows no kind of annotators 'robots'; choices: found, crowdsourced, .*, other",
+        ),
+        ({"source_datasets": ["my photos"]}, "source_datasets"),
+        ({"size_categories": ["n<2K"]}, "did you mean n<1K"),
         ({"tags": ["other"]}, "tags must name"),
         ({"task_categories": []}, "task_categories must name"),
         ({"configs": []}, "configs must name images"),
@@ -112,6 +135,12 @@ def test_header(changes: dict, says: str) -> None:
         return
     with pytest.raises(ValueError, match=says):
         CardHeader.model_validate(header() | changes)
+
+
+def test_every_identifier_is_listed_once_and_the_common_ones_among_them() -> None:
+    for choices in (hub.LICENSES, hub.TASKS, hub.TASK_IDS, hub.ANNOTATORS, hub.SIZES):
+        assert len(set(choices)) == len(choices)
+    assert set(hub.COMMON_LICENSES) <= set(hub.LICENSES)
 
 
 @pytest.mark.parametrize(

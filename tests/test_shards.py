@@ -286,6 +286,19 @@ def test_feeds_differ_by_memory_and_serve_the_same(digits):
 
 
 @pytest.mark.parametrize("which", [0, 1])
+def test_a_feed_names_its_images(digits, which):
+    source = opened(digits / "*.tar")
+    feed = feeds(source)[which]
+    named = list(feed.keyed(100))
+    assert [len(names) for _, names in named] == [100, 100, 100, 55]
+    assert [name for _, names in named for name in names] == keys(source)
+    assert torch.equal(
+        torch.cat([images_NCSS for images_NCSS, _ in named]),
+        torch.cat([batch.images_NCHW for batch in feed.batches(64, seed=None)]),
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
 def test_epochs_differ_and_are_reproducible(digits, which):
     feed = feeds(opened(digits / "*.tar"))[which]
     first, again, second, other = (

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sample import SIDE, K, N, draft, tiny_canvas, tiny_views
+from sample import SIDE, K, N, draft, tiny_canvas, tiny_nearest, tiny_views
 
-from dd_tasks import artifact
+from dd_tasks import artifact, card, croissant
+from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
 from dd_tasks.validate import validate
 
@@ -23,7 +24,7 @@ Break = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sound") / "out"
-    artifact.write(out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"})
+    artifact.write(out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"}, nearest=tiny_nearest())
     return out
 
 
@@ -42,7 +43,7 @@ def edit_json(change: Callable[[dict], object]) -> Break:
 
 
 def seal(out: Path, name: str) -> None:
-    """Make manifest and card agree again with a changed file, so that only what it holds is wrong."""
+    """Make manifest, card and croissant.json agree again with a changed file, so that only what it holds is wrong."""
     old, new = artifact.read_manifest(out).files[name], artifact.file_entry(out / name)
 
     def change(fields: dict) -> None:
@@ -52,6 +53,24 @@ def seal(out: Path, name: str) -> None:
 
     edit_json(change)(out)
     edit_card(f"download_size: {old.bytes}", f"download_size: {new.bytes}")(out)
+    (out / CROISSANT).write_text(croissant.text(artifact.read_manifest(out)))
+    listed(out, CROISSANT)
+
+
+def listed(out: Path, name: str) -> None:
+    """Give the manifest the file's size and checksum."""
+    entry = artifact.file_entry(out / name).model_dump()
+    edit_json(lambda manifest: manifest["files"].update({name: entry}))(out)
+
+
+def edit_croissant(change: Callable[[dict], object]) -> Break:
+    def broken(out: Path) -> None:
+        fields = json.loads((out / CROISSANT).read_text())
+        change(fields)
+        (out / CROISSANT).write_text(json.dumps(fields))
+        listed(out, CROISSANT)
+
+    return broken
 
 
 def edit_card(old: str, new: str) -> Break:
@@ -107,6 +126,7 @@ def renamed_metadata(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata({b"huggingface": content})
 
 
+FULL_LINE = "| all real images | resnet\\_18 | 1 | 80.00 | 3 | test |"
 CUT = {"bytes": picture(SIDE)["bytes"][:50], "path": None}
 BROKEN: dict[str, tuple[Break, str]] = {
     "a byte flipped": (edit_bytes(IMAGES, flipped), f"{IMAGES}: its checksum is not the one in retort.json"),
@@ -132,6 +152,23 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "claims.0 (distilled, resnet_18): mean is 0.6",
     ),
     "std changed": (edit_json(lambda m: m["claims"][1].update(std=0.0)), "claims.1 (random, resnet_18): std is 0.0"),
+    "nearness changed": (
+        edit_json(lambda m: m["nearness"].update(median=0.5)),
+        "retort.json: nearness.median is 0.5, the table images gives 0.55",
+    ),
+    "nearness odd": (
+        edit_json(lambda m: m["nearness"].update(most=1.5)),
+        "retort.json: nearness.most: Input should be",
+    ),
+    "no nearness": (edit_json(lambda m: m.pop("nearness")), "retort.json: nearness: Field required"),
+    "a licence of no kind": (
+        edit_json(lambda m: m.update(license="CC-BY 4")),
+        "retort.json: license: the Hub knows no licence 'CC-BY 4'; did you mean cc-by-4.0",
+    ),
+    "no source's name": (
+        edit_json(lambda m: m.update(source_dataset="a b")),
+        "source_dataset: 'a b' is not a dataset's",
+    ),
     "ipc changed": (edit_json(lambda m: m.update(ipc=3)), "images: has 20 rows, by retort.json it should be 30"),
     "epochs changed": (
         edit_json(lambda m: m["labels"].update(epochs=4)),
@@ -151,6 +188,59 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "header no YAML": (edit_card("license: unknown", "license: [unknown"), "README.md: cannot be read: "),
     "header a list": (edit_bytes("README.md", lambda b: b"---\n- a\n---\n"), "README.md header: all: Input should be"),
     "header tags": (edit_card("- dataset-distillation\n", ""), "README.md header: all: Value error, tags must name"),
+    "card's licence": (
+        edit_card("license: unknown", "license: mit"),
+        "README.md header: license is mit, by retort.json it should be unknown",
+    ),
+    "no licence": (
+        edit_card("license: unknown", "license: my-own"),
+        "README.md header: license: the Hub knows no licence 'my-own'; choices: apache-2.0, mit",
+    ),
+    "card's task": (
+        edit_card("- multi-class-image-classification", "- multi-class"),
+        "README.md header: task_ids.0: the Hub knows no kind of image classification 'multi-class'",
+    ),
+    "card's origin": (
+        edit_card("source_datasets: []", "source_datasets: [my photos]"),
+        "README.md header: source_datasets.0: 'my photos' is not `original`, NAME, OWNER/NAME or extended|NAME",
+    ),
+    "card's accuracy": (
+        edit_card("| 2 | 51.00 ± 1.41 |", "| 2 | 91.00 ± 1.41 |"),
+        "README.md: the table of accuracies has a line that retort.json does not claim: the distilled images | "
+        "resnet\\_18 | 2 | 91.00 ± 1.41 | 3 | test",
+    ),
+    "a card of before": (
+        edit_json(lambda m: m["claims"][2].update(accuracies=[0.75], mean=0.75)),
+        "README.md: the table of accuracies lacks a claim of retort.json: all real images | resnet\\_18 | 1 | 75.00 |",
+    ),
+    "a line too many": (
+        edit_card(FULL_LINE, f"{FULL_LINE}\n{FULL_LINE}"),
+        "README.md: the table of accuracies has a line that retort.json does not claim: all real images",
+    ),
+    "a line gone": (edit_card(f"{FULL_LINE}\n", ""), "the table of accuracies lacks a claim of retort.json: all real"),
+    "no accuracies": (
+        edit_card("| trained on |", "| made of |"),
+        "the table of accuracies lacks a claim of retort.json",
+    ),
+    "no Croissant": (lambda out: (out / CROISSANT).unlink(), "croissant.json: cannot be read: No such file"),
+    "Croissant no JSON": (edit_bytes(CROISSANT, lambda b: b[:50]), "croissant.json: cannot be read: "),
+    "Croissant a list": (edit_bytes(CROISSANT, lambda b: b"[]"), "croissant.json: is not as this tool writes it"),
+    "an older Croissant": (
+        edit_croissant(lambda c: [part.update(sha256="0" * 64) for part in c["distribution"] if "sha256" in part]),
+        f"croissant.json: distribution {IMAGES} (and 1 more) is not as by retort.json: of an earlier run, or edited",
+    ),
+    "Croissant's column": (
+        edit_croissant(lambda c: c["recordSet"][0]["field"].pop(1)),
+        "croissant.json: recordSet images/label is not as by retort.json",
+    ),
+    "Croissant's classes": (
+        edit_croissant(lambda c: c["recordSet"][-1]["data"].pop()),
+        "croissant.json: recordSet classes is not as by retort.json",
+    ),
+    "Croissant's licence": (
+        edit_croissant(lambda c: c.update(license="mit")),
+        "croissant.json: license is not as by retort.json",
+    ),
     "card's classes": (edit_card("'9': class_9", "'9': class_X"), "images: column label: class names differ"),
     "card's type": (edit_card("list: float16", "list: float32"), "soft_labels: column logits: type is not as by"),
     "card's column": (edit_card("name: slot", "name: slit"), "README.md header: images: columns are image, label"),
@@ -182,6 +272,18 @@ BROKEN: dict[str, tuple[Break, str]] = {
         edit_table(VIEWS, lambda t: t.slice(0, 40)),
         "soft_labels: has 40 rows, by retort.json it should be 60",
     ),
+    "similarity NaN": (put(IMAGES, "similarity", 3, float("nan")), f"{IMAGES}: row 3: similarity is not within -1..1"),
+    "similarity 2": (put(IMAGES, "similarity", 3, 2.0), f"{IMAGES}: row 3: similarity is not within -1..1"),
+    "similarity put": (
+        put(IMAGES, "similarity", 0, 0.05),
+        "retort.json: nearness.least is 0.1, the table images gives",
+    ),
+    "nearest put": (put(IMAGES, "nearest", 1, "x"), "retort.json: nearness.kept is 7, the table images gives 6"),
+    "nearest null": (put(IMAGES, "nearest", 1, None), f"{IMAGES}: column nearest has missing values"),
+    "no similarity": (
+        edit_table(IMAGES, lambda t: t.drop_columns(["nearest", "similarity"])),
+        f"{IMAGES}: columns are image, label, soft_label, slot, sources",
+    ),
     "label too large": (put(IMAGES, "label", 3, 10), f"{IMAGES}: row 3: label is not within 0..9"),
     "label changed": (put(IMAGES, "label", 3, 4), "images: class 3 (a|b) has 1 images instead of 2"),
     "slot taken": (put(IMAGES, "slot", 3, 1), "images: slot 1 of class 3 (a|b) occurs more than once"),
@@ -209,7 +311,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 def test_a_sound_artifact_has_no_problems(out: Path, tmp_path: Path) -> None:
     assert validate(out) == []
-    artifact.write(tmp_path / "hard", tiny_canvas(), tiny_views(0), draft(0), {})
+    artifact.write(tmp_path / "hard", tiny_canvas(), tiny_views(0), draft(0), {}, nearest=tiny_nearest())
     assert validate(tmp_path / "hard") == []
     (out / ".gitattributes").touch()
     assert validate(out) == []
@@ -225,11 +327,40 @@ def test_a_broken_artifact_is_told(name: str, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mean changed", "label too large", "image cut", "logit NaN", "mix box outside", "card's type"]
+    ("name", "lines"),
+    [
+        ("label too large", 2),  # its class is also short of one
+        ("mean changed", 3),  # the card has another line than the manifest now gives
+        ("card's accuracy", 2),
+        ("a line too many", 1),
+        ("a line gone", 1),
+        ("image cut", 1),
+        ("logit NaN", 1),
+        ("mix box outside", 1),
+        ("card's type", 1),
+        ("card's licence", 1),
+        ("similarity NaN", 1),
+        ("nearness changed", 1),
+        ("an older Croissant", 1),
+        ("Croissant's column", 1),
+    ],
 )
-def test_nothing_else_is_told(name: str, out: Path) -> None:
+def test_nothing_else_is_told(name: str, lines: int, out: Path) -> None:
     BROKEN[name][0](out)
-    assert len(validate(out)) == 1 + (name == "label too large")  # which also leaves its class short of one
+    assert len(validate(out)) == lines
+
+
+def test_the_card_of_a_repository_is_as_sound(out: Path) -> None:
+    text = (out / "README.md").read_text()
+    (out / "README.md").write_text(card.for_repository(text, "org/digits"))
+    assert validate(out) == []
+
+
+def test_what_another_version_would_say_otherwise_is_not_told(out: Path) -> None:
+    edit_card("## Accuracy", "## How accurate\n\nSome words.")(out)
+    edit_card("| trained on | student | seeds", "|trained on |  student| seeds")(out)
+    edit_croissant(lambda c: c.update(description="other words", citeAs="", keywords=[]))(out)
+    assert validate(out) == []
 
 
 def test_many_rows_make_one_line(out: Path) -> None:
@@ -251,7 +382,7 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
 
 def test_shards_count_rows_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact, "SHARD_BYTES", 2000)
-    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {})
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {}, nearest=tiny_nearest())
     assert validate(tmp_path / "out") == []
     last = artifact.parquet_files(tmp_path / "out", "soft_labels")[-1]
     table = pq.read_table(last)
