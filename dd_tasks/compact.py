@@ -92,7 +92,7 @@ def fit(views: Views, n: int, side: int) -> Tensor:
             for others_V, other_V in both:
                 at = (images_V // GROUP, images_V % GROUP, others_V % GROUP)
                 normal_GMM.index_put_(at, share_V * other_V, accumulate=True)
-    own_NK = torch.linalg.solve(normal_GMM, wanted_NK.view(groups, GROUP, k)).view(-1, k)[:n]
+    own_NK = torch.linalg.solve(normal_GMM, wanted_NK.view(groups, GROUP, k)).reshape(-1, k)[:n]
     return (own_NK + mean_K).softmax(1).float()
 
 
@@ -192,7 +192,7 @@ def decode(table: pa.Table, soft_NK: Tensor, side: int) -> Views:
     views = _spread(one, tensor(table, "ahead", torch.int64), counts_R, none)
     steps_V1 = tensor(table, "step", torch.float32).repeat_interleave(counts_R)[:, None]
     codes = np.frombuffer(b"".join(table["codes"].to_pylist()), np.int8).copy()
-    left_VT = steps_V1 * torch.from_numpy(codes).view(len(views), -1)
+    left_VT = steps_V1 * torch.from_numpy(codes).reshape(len(views), -1)
     if not every_class:
         flat = table["classes"].combine_chunks().flatten().to_numpy()
         classes_VT = torch.from_numpy(flat.astype(np.int64)).view_as(left_VT)

@@ -32,7 +32,7 @@ CONTEXT: Json = {
     "description": {"@container": "@language"},
     **{term: f"cr:{term}" for term in TERMS},
 }
-TYPES = {"bool": "sc:Boolean", "string": "sc:Text", "image": "sc:ImageObject"} | {
+TYPES = {"bool": "sc:Boolean", "string": "sc:Text", "binary": "sc:Text", "image": "sc:ImageObject"} | {
     kind.lower(): f"cr:{kind}"
     for kind in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "Float16", "Float32", "Float64")
 }

@@ -1,10 +1,14 @@
 """A small artifact for tests: its canvas, its views, and a manifest that fits them."""
 
 import statistics
+from dataclasses import replace
 
+import tiny
 import torch
 
-from dd_tasks import augment, nearness
+from dd_tasks import augment, codec, compact, nearness
+from dd_tasks.codec import Labels
+from dd_tasks.label import OneHot
 from dd_tasks.types import Canvas, Nearest, Views
 from schemas.manifest import Claim, Manifest
 
@@ -19,6 +23,16 @@ def claim(row: str, accuracies: list[float]) -> Claim:
     scores = {"accuracies": accuracies, "mean": statistics.fmean(accuracies), "std": std, "seconds": 1}
     about = {"row": row, "student": "resnet_18", "epochs": 3, "split": "test", "seeds": list(range(len(accuracies)))}
     return Claim.model_validate(about | scores)
+
+
+def exact_info(epochs: int) -> dict[str, object]:
+    return {"codec": "exact", "epochs": epochs, "drawn": epochs, "views": epochs * N, "rows": epochs * N, "bytes": 0}
+
+
+def compact_info(labels: Labels) -> dict[str, object]:
+    coding, epochs = labels.coding, labels.coding.epochs
+    told = {"codec": "compact", "epochs": epochs, "drawn": EPOCHS, "views": epochs * N, "rows": len(labels.table)}
+    return {**told, "top": coding.top, "step": coding.step, "bytes": 0}
 
 
 def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
@@ -43,7 +57,7 @@ def draft(epochs: int = EPOCHS, **changes: object) -> Manifest:
         "observers": [observer],
         "cost": cost,
         "command": "retort distill digits",
-        "labels": {"codec": "exact", "epochs": epochs, "views": epochs * N, "bytes": 0},
+        "labels": exact_info(epochs),
         "claims": [claim("distilled", [0.5, 0.52]), claim("random", [0.4, 0.42]), claim("full", [0.8])],
         "nearness": nearness.summary(tiny_nearest(), tiny_canvas().sources, torch.linspace(0.2, 0.7, N)),
         "versions": {"torch": "2"},
@@ -72,3 +86,25 @@ def tiny_views(epochs: int = EPOCHS) -> Views:
     mixes[::4] = 0
     logits = torch.randn(count, K, generator=rng).half()
     return Views(epoch, image, crops[0], partners, crops[1], mixes, logits)
+
+
+def tiny_labels(epochs: int = EPOCHS) -> Labels:
+    return codec.whole(tiny_views(epochs), tiny_canvas().targets_N, SIDE)
+
+
+def grouped_views(epochs: int = EPOCHS, n: int = N, classes: int = K) -> Views:
+    """Views drawn in groups, with logits that depend on image and partner."""
+    rng = torch.Generator().manual_seed(1)
+    drawn = OneHot(epochs=epochs, group=compact.GROUP)
+    views = drawn.label(
+        Canvas(torch.zeros(n, 3, SIDE, SIDE), torch.arange(n) % classes, ((),) * n), tiny.studio(classes=classes)
+    )
+    own_NK = 3 * torch.randn(n, classes, generator=rng)
+    mixed_VK = compact.mixed_logits(views, own_NK, SIDE)
+    return replace(views, logits_VK=(mixed_VK + 0.5 * torch.randn(len(views), classes, generator=rng)).half())
+
+
+def compact_labels(top: int = K, step: float = 0.5, epochs: int = 2) -> Labels:
+    views = grouped_views()
+    soft_NK, coding = compact.fit(views, N, SIDE), compact.Coding(top, step, epochs)
+    return Labels(compact.encode(views, soft_NK, coding, SIDE), soft_NK, SIDE, coding)

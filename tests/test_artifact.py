@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_nearest, tiny_views
+from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest, tiny_views
 
 from dd_tasks import artifact
 from dd_tasks.errors import InputError
@@ -28,7 +28,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 def written(out: Path, **options: bool) -> Manifest:
     return artifact.write(
-        out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"}, nearest=tiny_nearest(), **options
+        out, tiny_canvas(), tiny_labels(), draft(), {"preview.png": b"picture"}, nearest=tiny_nearest(), **options
     )
 
 
@@ -60,7 +60,7 @@ def test_load_dataset_gives_images_back(tmp_path: Path) -> None:
 def test_load_dataset_gives_views_back(tmp_path: Path) -> None:
     written(tmp_path / "out")
     views = datasets.load_dataset(str(tmp_path / "out"), "soft_labels", split="train")
-    assert views.features == artifact.view_features(K)
+    assert views.features == artifact.label_features(draft())
     assert list(views.features) == list(ViewRow.model_fields)
     assert views.data.schema.field("logits").type.value_type == "halffloat"
     assert torch.equal(views.with_format("torch")["logits"][:], tiny_views().logits_VK.float())
@@ -101,7 +101,7 @@ def test_rewriting_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_views_there_are_images_with_one_hot_labels(tmp_path: Path) -> None:
-    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {}, nearest=tiny_nearest())
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_labels(0), draft(0), {}, nearest=tiny_nearest())
     assert len(artifact.read(tmp_path / "out").views) == 0
     images = datasets.load_dataset(str(tmp_path / "out"), split="train")
     assert images[3]["soft_label"] == [float(k == 3) for k in range(K)]
@@ -150,7 +150,9 @@ def test_a_failed_rename_puts_the_old_artifact_back(tmp_path: Path, monkeypatch:
 
 def test_overwriting_replaces_the_whole_artifact(tmp_path: Path) -> None:
     written(tmp_path / "out")
-    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(0), draft(0), {}, nearest=tiny_nearest(), overwrite=True)
+    artifact.write(
+        tmp_path / "out", tiny_canvas(), tiny_labels(0), draft(0), {}, nearest=tiny_nearest(), overwrite=True
+    )
     assert os.listdir(tmp_path) == ["out"]
     only = {"README.md", "retort.json", "croissant.json", "images/train-00000-of-00001.parquet"}
     assert set(contents(tmp_path / "out")) == only
@@ -185,14 +187,14 @@ def test_writes_into_an_empty_folder_and_new_parents(tmp_path: Path) -> None:
 
 def test_assets_are_plain_file_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'\.\./x': must be a plain file name"):
-        artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {"../x": b""}, nearest=tiny_nearest())
+        artifact.write(tmp_path / "out", tiny_canvas(), tiny_labels(), draft(), {"../x": b""}, nearest=tiny_nearest())
     assert not os.listdir(tmp_path)
 
 
 def test_what_disagrees_is_not_written(tmp_path: Path) -> None:
     short = replace(tiny_canvas(), sources=())
     with pytest.raises(AssertionError):
-        artifact.write(tmp_path / "out", short, tiny_views(), draft(), {}, nearest=tiny_nearest())
+        artifact.write(tmp_path / "out", short, tiny_labels(), draft(), {}, nearest=tiny_nearest())
 
 
 def test_reading_what_is_no_artifact(tmp_path: Path) -> None:

@@ -7,7 +7,20 @@ import datasets
 import pytest
 import torch
 import yaml
-from sample import CLASSES, DIGEST, EPOCHS, K, N, claim, draft, tiny_canvas, tiny_nearest, tiny_views
+from sample import (
+    CLASSES,
+    DIGEST,
+    EPOCHS,
+    N,
+    claim,
+    compact_info,
+    compact_labels,
+    draft,
+    exact_info,
+    tiny_canvas,
+    tiny_labels,
+    tiny_nearest,
+)  # fmt: skip
 from torch import nn
 
 from dd_tasks import artifact, augment, card
@@ -37,7 +50,7 @@ def test_header_is_what_datasets_says_of_the_tables() -> None:
     CardHeader.model_validate(header)
     found = {info["config_name"]: info["features"] for info in header["dataset_info"]}
     assert found["images"] == artifact.image_features(CLASSES)._to_yaml_list()
-    assert found["soft_labels"] == artifact.view_features(K)._to_yaml_list()
+    assert found["soft_labels"] == artifact.label_features(draft())._to_yaml_list()
     assert header["configs"][0] == {
         "config_name": "images",
         "default": True,
@@ -186,13 +199,23 @@ def example_of(folder: Path) -> dict:
     return names
 
 
-@pytest.mark.parametrize("epochs", [EPOCHS, 0])
-def test_the_example_trains(epochs: int, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    artifact.write(out, tiny_canvas(), tiny_views(epochs), draft(epochs), {}, nearest=tiny_nearest())
+LABELS = {
+    "exact": tiny_labels(),
+    "compact": compact_labels(),
+    "compact, some classes": compact_labels(top=3),
+    "none": tiny_labels(0),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_the_example_trains_on_what_the_committee_saw(kind: str, tmp_path: Path) -> None:
+    labels, out = LABELS[kind], tmp_path / "out"
+    info = compact_info(labels) if labels.coding else exact_info(len(labels.table) // N)
+    artifact.write(out, tiny_canvas(), labels, draft(labels=info), {}, nearest=tiny_nearest())
     names = example_of(out)
     assert torch.isfinite(names["loss"])
-    if epochs:
-        replayed = torch.stack([names["replay"](view) for view in names["views"]])
-        seen = augment.show(tiny_canvas().images_NCHW.float() / 255, tiny_views(), slice(None))
+    if kind != "none":
+        replayed, logits = (torch.cat(parts) for parts in zip(*map(names["replay"], names["rows"]), strict=True))
+        seen = augment.show(tiny_canvas().images_NCHW.float() / 255, labels.views, slice(None))
         assert torch.allclose(replayed, seen, atol=1e-5)
+        assert torch.allclose(logits, labels.views.logits_VK.float(), atol=0.01)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_nearest, tiny_views
+from sample import CLASSES, EPOCHS, K, N, compact_info, compact_labels, draft, tiny_canvas, tiny_labels, tiny_nearest
 
 from dd_tasks import artifact, croissant
 from dd_tasks.card import columns
-from dd_tasks.codec import view_schema
+from dd_tasks.exact import view_schema
 
 # In a process of its own: importing mlcroissant changes how the whole process logs.
 READER = """if True:
@@ -21,7 +21,7 @@ READER = """if True:
     def plain(value):
         if isinstance(value, list):
             return [plain(item) for item in value]
-        return value.decode() if isinstance(value, bytes) else numpy.asarray(value).tolist()
+        return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else numpy.asarray(value).tolist()
 
     dataset = mlcroissant.Dataset(jsonld=sys.argv[1])
     issues, records = dataset.metadata.ctx.issues, {}
@@ -33,7 +33,7 @@ READER = """if True:
 
 
 def written(out: Path, epochs: int = EPOCHS) -> Path:
-    artifact.write(out, tiny_canvas(), tiny_views(epochs), draft(epochs), {}, nearest=tiny_nearest())
+    artifact.write(out, tiny_canvas(), tiny_labels(epochs), draft(epochs), {}, nearest=tiny_nearest())
     return out / croissant.CROISSANT
 
 
@@ -59,6 +59,14 @@ def test_mlcroissant_finds_nothing_wrong_and_reads_the_rows(tmp_path: Path, monk
     assert records["classes"] == {"number": list(range(K)), "name": CLASSES}
     assert torch.tensor(views["logits"]).shape == (N * EPOCHS, K)
     assert views["image"] == [*range(N)] * EPOCHS
+
+
+def test_compact_labels_are_read_too(tmp_path: Path) -> None:
+    labels, out = compact_labels(top=3), tmp_path / "out"
+    artifact.write(out, tiny_canvas(), labels, draft(labels=compact_info(labels)), {}, nearest=tiny_nearest())
+    rows = read_by_mlcroissant(out / croissant.CROISSANT)["soft_labels"]
+    assert rows["count"] == [N] * 2 and rows["classes"][0] == labels.table["classes"][0].as_py()
+    assert rows["codes"][0].encode("utf-8", "surrogateescape") == labels.table["codes"][0].as_py()
 
 
 def test_without_views_only_images_are_named(tmp_path: Path) -> None:

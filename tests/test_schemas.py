@@ -36,7 +36,7 @@ def manifest() -> Manifest:
             "std": (1, 1, 1),
             "held_out": 0.1,
             "source": {"digest": DIGEST, "shards": [], "samples": 1},
-            "labels": {"codec": "exact", "epochs": 0, "views": 0, "bytes": 0},
+            "labels": {"codec": "exact", "epochs": 0, "drawn": 0, "views": 0, "rows": 0, "bytes": 0},
             "cost": {"image_updates": 0, "seconds": {}, "peak_memory_bytes": 0, "machine": "none"},
             "claims": [claim | {"mean": 0.5, "std": 0, "seconds": 1}],
             "observers": [],

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sample import SIDE, K, N, draft, tiny_canvas, tiny_nearest, tiny_views
+from sample import SIDE, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest
 
 from dd_tasks import artifact, card, croissant
 from dd_tasks.croissant import CROISSANT
@@ -24,7 +24,7 @@ Break = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sound") / "out"
-    artifact.write(out, tiny_canvas(), tiny_views(), draft(), {"preview.png": b"picture"}, nearest=tiny_nearest())
+    artifact.write(out, tiny_canvas(), tiny_labels(), draft(), {"preview.png": b"picture"}, nearest=tiny_nearest())
     return out
 
 
@@ -311,7 +311,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 def test_a_sound_artifact_has_no_problems(out: Path, tmp_path: Path) -> None:
     assert validate(out) == []
-    artifact.write(tmp_path / "hard", tiny_canvas(), tiny_views(0), draft(0), {}, nearest=tiny_nearest())
+    artifact.write(tmp_path / "hard", tiny_canvas(), tiny_labels(0), draft(0), {}, nearest=tiny_nearest())
     assert validate(tmp_path / "hard") == []
     (out / ".gitattributes").touch()
     assert validate(out) == []
@@ -382,7 +382,7 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
 
 def test_shards_count_rows_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact, "SHARD_BYTES", 2000)
-    artifact.write(tmp_path / "out", tiny_canvas(), tiny_views(), draft(), {}, nearest=tiny_nearest())
+    artifact.write(tmp_path / "out", tiny_canvas(), tiny_labels(), draft(), {}, nearest=tiny_nearest())
     assert validate(tmp_path / "out") == []
     last = artifact.parquet_files(tmp_path / "out", "soft_labels")[-1]
     table = pq.read_table(last)

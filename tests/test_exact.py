@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dd_tasks.codec import table_to_views, view_schema, views_to_table
 from dd_tasks.errors import InputError
+from dd_tasks.exact import decode, encode, view_schema
 from dd_tasks.types import Crops, Views
 from schemas.tables import ViewRow
 
@@ -33,7 +33,7 @@ def tensors(views: Views) -> list[torch.Tensor]:
 def test_there_and_back(count: int) -> None:
     views = random_views(count)
     order = sorted(range(count), key=lambda v: (views.epochs_V[v].item(), views.images_V[v].item()))
-    back = table_to_views(views_to_table(views))
+    back = decode(encode(views))
     for before, after in zip(tensors(views), tensors(back), strict=True):
         assert before.dtype == after.dtype
         assert torch.equal(before[order], after)
@@ -41,12 +41,12 @@ def test_there_and_back(count: int) -> None:
 
 def test_extreme_logits_stay() -> None:
     logits = torch.tensor([[65504.0, -65504.0, 6e-8, -0.0, 1.0]]).half()
-    back = table_to_views(views_to_table(replace(random_views(1), logits_VK=logits)))
+    back = decode(encode(replace(random_views(1), logits_VK=logits)))
     assert back.logits_VK.view(torch.int16).equal(logits.view(torch.int16))
 
 
 def test_columns_are_those_of_the_schema() -> None:
-    table = views_to_table(random_views(2))
+    table = encode(random_views(2))
     assert table.column_names == list(ViewRow.model_fields)
     ViewRow.model_validate(table.to_pylist()[0])
     assert {str(table.schema.field(name).type) for name in ("image", "partner")} == {"int32"}
@@ -54,19 +54,19 @@ def test_columns_are_those_of_the_schema() -> None:
 
 
 def test_a_slice_of_a_table_is_read_from_its_own_rows() -> None:
-    table = views_to_table(random_views(50))
-    assert table_to_views(table.slice(20, 5)).logits_VK.equal(table_to_views(table).logits_VK[20:25])
+    table = encode(random_views(50))
+    assert decode(table.slice(20, 5)).logits_VK.equal(decode(table).logits_VK[20:25])
     several = pa.concat_tables([table.slice(0, 20), table.slice(20)])
-    assert table_to_views(several).logits_VK.equal(table_to_views(table).logits_VK)
+    assert decode(several).logits_VK.equal(decode(table).logits_VK)
 
 
 def test_a_number_too_large_is_told() -> None:
     views = random_views(2)
     with pytest.raises(InputError, match=r"views: epoch 0\.\.40000 does not fit"):
-        views_to_table(replace(views, epochs_V=torch.tensor([0, 40000], dtype=torch.int32)))
+        encode(replace(views, epochs_V=torch.tensor([0, 40000], dtype=torch.int32)))
 
 
 @pytest.mark.parametrize("table", [pa.table({"image": [1]}), view_schema(3).empty_table().drop_columns(["epoch"])])
 def test_another_table_is_refused(table: pa.Table) -> None:
     with pytest.raises(InputError, match="not those of labelled views"):
-        table_to_views(table)
+        decode(table)
