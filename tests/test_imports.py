@@ -38,7 +38,7 @@ RANKS = (
     ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
     ("learners", "guides"),
     ("recipe", "students", "validate", "comparison"),
-    ("presets", "distill"),
+    ("presets", "distill", "verify"),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
