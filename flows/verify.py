@@ -70,14 +70,13 @@ def verify_dataset(target: str, scope: Scope = EVERYTHING, settings: Settings = 
     if manifest is None:
         return tuple(checks)
     asked = verify.plan(manifest, scope)
+    trials = {} if verify.failed(checks) else find_images(folder, manifest, scope)
     if not verify.failed(checks):
-        checks += [check_opening(folder, table, manifest) for table in artifact.tables_of(manifest)]
+        checks += check_opening(folder, manifest)
     if verify.failed(checks):
         return (*checks, *(Check(verify.named(c), "skipped", why or "the artifact is not sound") for c, why in asked))
 
     # Claims: the same students, by the same recipe and seeds, on the artifact's own images and labels.
-    splits = dict.fromkeys(claim.split for claim, why in asked if not why)
-    trials = {split: find_images(split, folder, manifest, scope) for split in splits}
     for claim, why in asked:
         if why:
             checks.append(Check(verify.named(claim), "skipped", why))
@@ -102,8 +101,12 @@ def expect_usable(target: str, scope: Scope) -> tuple[str, ...]:
     manifest = _manifest_of(locate(target))
     if manifest is None:
         return ()
-    splits = dict.fromkeys(claim.split for claim, why in verify.plan(manifest, scope) if not why)
-    return tuple(pattern for split in splits for pattern in _patterns(split, manifest, scope))
+    return tuple(pattern for split in _splits(manifest, scope) for pattern in _patterns(split, manifest, scope))
+
+
+def _splits(manifest: Manifest, scope: Scope) -> list[Split]:
+    """Those of the claims that will be measured."""
+    return list(dict.fromkeys(claim.split for claim, why in verify.plan(manifest, scope) if not why))
 
 
 def _patterns(split: Split, manifest: Manifest, scope: Scope) -> tuple[str, ...]:
@@ -124,14 +127,18 @@ def check_files(folder: Path) -> tuple[Check, ...]:
     )
 
 
-@stage("open {table}")
-def check_opening(folder: Path, table: str, manifest: Manifest) -> Check:
-    return verify.opened(folder, table, manifest)
+@stage("open as a stranger")
+def check_opening(folder: Path, manifest: Manifest) -> list[Check]:
+    return verify.opened(folder, manifest)
 
 
-@stage("find the {split} images")
-def find_images(split: Split, folder: Path, manifest: Manifest, scope: Scope) -> Trial:
-    """The real images that the claims were measured on. InputError where they are not found, or are others."""
+@stage("find the test images")
+def find_images(folder: Path, manifest: Manifest, scope: Scope) -> dict[Split, Trial]:
+    """The real images that claims were measured on, by split. InputError where they are not found, or are others."""
+    return {split: _trial(split, folder, manifest, scope) for split in _splits(manifest, scope)}
+
+
+def _trial(split: Split, folder: Path, manifest: Manifest, scope: Scope) -> Trial:
     known = verify.images_of(manifest, split)
     tolerate = len(known.quarantined)
     source = shards.open_source(
