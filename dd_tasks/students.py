@@ -4,8 +4,9 @@ Shape letters: N images, V views, C channels, S side, K classes.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dd_tasks.augment import own_share, show
 from dd_tasks.committee import accuracy, autocast, compiled, seeded
 from dd_tasks.errors import InputError
-from dd_tasks.networks import Shape, build
+from dd_tasks.networks import Shape, build, builder
 from dd_tasks.ranges import LATER, Amount, Decay, Positive, Several, Share
 from dd_tasks.shards import Feed
 from dd_tasks.types import Canvas, Track, Views, untracked
+from schemas.manifest import Claim
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,35 @@ class StudentRecipe:
     across: bool = field(default=False, metadata=LATER)
 
 
+OF_A_CLAIM = ("architecture", "epochs", "hard")  # what a claim says itself
+SHARED = tuple(field.name for field in fields(StudentRecipe) if field.name not in OF_A_CLAIM)
+
+
+def shared(recipe: StudentRecipe) -> dict[str, Any]:
+    """What all students of a run have in common, as a manifest keeps it."""
+    return {name: getattr(recipe, name) for name in SHARED}
+
+
+def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
+    """The student of a claim, by what its manifest keeps of all.
+
+    InputError for a field that is missing, unknown or out of its range, and for an architecture that nobody knows.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if common.keys() != set(SHARED):
+        named = ", ".join(sorted(common)) or "nothing"
+        raise InputError(f"student: the manifest gives {named}; training one again takes {', '.join(SHARED)}")
+    builder(claim.student)
+    own = {"architecture": claim.student, "epochs": claim.epochs, "hard": claim.row.endswith("_hard")}
+    try:
+        return TypeAdapter(StudentRecipe).validate_python({**common, **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"student: {place} {first['input']!r}: {first['msg'].lower()}") from None
+
+
 def rate_at(progress: float, tail: float) -> float:
     """The share of the peak rate at `progress` in [0, 1]: .5 (1 + cos(pi p / 2)), then linear to 0 over `tail`."""
     smooth = 0.5 * (1 + math.cos(math.pi * min(progress, 1 - tail) / 2))
@@ -51,17 +82,20 @@ def rate_at(progress: float, tail: float) -> float:
 def batches(views: Views, size: int, epochs: int, rng: torch.Generator, *, across: bool = False) -> Iterator[Tensor]:
     """Rows of `views` in batches of `size`, `epochs` views of every image in all; epochs beyond those stored cycle.
 
-    They are shuffled within each epoch or, `across` epochs, all stored ones together. A last lone view of an epoch
-    joins the batch before it. InputError where there is not one view.
+    They are shuffled within each epoch or, `across` epochs, all stored ones together. The order follows from the seed
+    and the views, not from where these stand: an artifact's table, which is sorted, trains the same student as the
+    labels it was written from. A last lone view of an epoch joins the batch before it. InputError where there is not one
+    view.
     """
     if not len(views):
         raise InputError("no labelled views to train a student on")
     stored = int(views.epochs_V.max()) + 1
-    rows_by_epoch = [torch.nonzero(views.epochs_V == e)[:, 0] for e in range(stored)]
-    n = len(rows_by_epoch[0])
+    sorted_V = torch.argsort(views.images_V, stable=True)
+    rows_by_epoch = [sorted_V[views.epochs_V[sorted_V] == e] for e in range(stored)]
+    every_V, n = torch.cat(rows_by_epoch), len(rows_by_epoch[0])
     for epoch in range(epochs):
         if across and epoch % stored == 0:
-            rows_by_epoch = list(torch.randperm(len(views), generator=rng).split(n))
+            rows_by_epoch = list(every_V[torch.randperm(len(views), generator=rng)].split(n))
         rows = rows_by_epoch[epoch % stored]
         if not across:
             rows = rows[torch.randperm(len(rows), generator=rng)]

@@ -23,7 +23,8 @@ from dd_tasks.pictures import preview
 from dd_tasks.recipe import Recipe, identity, plain
 from dd_tasks.shards import Source
 from dd_tasks.store import Ref
-from dd_tasks.students import StudentRecipe
+from dd_tasks.students import StudentRecipe, shared
+from dd_tasks.verify import portable
 from flows.settings import Settings
 from flows.tasks import stage
 from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, machine, store_of
@@ -185,11 +186,14 @@ def claims_of(measured: list[tuple[Row, int, Ref]], split: str, settings: Settin
     return claims
 
 
-def _source(source: Source, data: Data | None = None) -> SourceData:
+def _source(source: Source, patterns: tuple[str, ...], data: Data | None = None) -> SourceData:
     index = source.index
     shards = [SourceShard(**entry.model_dump()) for entry in index.shards]
     faults = [QuarantinedSample(shard=f.shard, key=f.key, reason=f.reason) for f in (data.faults if data else ())]
-    return SourceData(digest=source.digest, shards=shards, samples=index.samples, quarantined=faults)
+    return SourceData(
+        digest=source.digest, shards=shards, samples=index.samples, quarantined=faults,
+        patterns=[pattern for pattern in patterns if portable(pattern)],
+    )  # fmt: skip
 
 
 def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
@@ -242,8 +246,8 @@ def draft_of(
         side=data.side,
         mean=shape.mean,
         std=shape.std,
-        source=_source(data.source, data),
-        test=_source(data.test) if data.test else None,
+        source=_source(data.source, spec.shards, data),
+        test=_source(data.test, spec.test) if data.test else None,
         held_out=data.held_out,
         observers=[_observer(seat, settings) for seat in results.seats],
         guides=[
@@ -252,6 +256,7 @@ def draft_of(
             for g in pool.guides
         ],
         labels=_label_info(run.recipe.labeller, labels),
+        student=shared(run.students[0]),
         claims=claims_of(results.measured, "test" if data.test else "held-out", settings),
         cost=_cost(results, settings),
         command=command,

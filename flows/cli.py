@@ -158,6 +158,30 @@ def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")
 
 
 @app.command()
+def verify(
+    target: Annotated[str, typer.Argument(help="Folder of an artifact, or ORG/NAME[@REVISION] on the Hub.")],
+    students: Annotated[str, typer.Option(help="Architectures, with commas.  [default: all that are claimed]")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Measure the first seed of each claim alone.")] = False,
+    test: Annotated[list[str] | None, typer.Option(help="Test shards.  [default: those of the manifest]")] = None,
+    shards: Annotated[
+        list[str] | None, typer.Option(help="Training shards, where claims are of held-out ones.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write the results here, as JUnit XML.")] = None,
+    store: Store = "runs/verify-store",
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Validate an artifact, open it as a stranger would, and train its students again. Exit 1 if a claim fails."""
+    from dd_tasks.verify import Scope
+    from flows import launch
+
+    wanted = tuple(filter(None, students.split(",")))
+    scope = Scope(wanted, quick, tuple(test or ()), tuple(shards or ()))
+    if not launch.verify(target, scope, junit, _settings(store, device, verbose)):
+        raise SystemExit(1)
+
+
+@app.command()
 def report(
     path: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),

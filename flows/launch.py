@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dd_tasks import artifact, comparison, presets, report
 from dd_tasks.claims import accuracy
@@ -18,6 +19,7 @@ from dd_tasks.networks import builder
 from dd_tasks.recipe import Recipe, plain, voters_in
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
+from dd_tasks.verify import Scope, failed, junit
 from flows.settings import Settings
 from schemas.comparison import Comparison
 from schemas.manifest import Manifest
@@ -81,7 +83,8 @@ def check_recipe(spec: RunSpec) -> None:
 
 def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
     """InputError unless every pattern matches, the store can be written and the device is here."""
-    expand(patterns)
+    if patterns:
+        expand(patterns)
     Store(settings.store)
     from flows.workspace import device_of
 
@@ -151,6 +154,24 @@ def _listed(title: str, methods: Mapping[str, Callable[..., Recipe]]) -> Table:
             str(recipe.schedule.steps), f"{type(labeller).__name__}, {labeller.epochs} views an image",
         )  # fmt: skip
     return table
+
+
+def verify(target: str, scope: Scope, results: Path | None, settings: Settings) -> bool:
+    """Whether the artifact keeps its promises; the table says which it does not."""
+    from flows.verify import expect_usable, verify_dataset
+
+    check_places(expect_usable(target, scope), settings)
+    checks = verify_dataset(target, scope, settings)
+    table = Table(title=f"{target}{': the first seed of each claim' if scope.quick else ''}")
+    for column in ("check", "", "what was found", "seconds"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for check in checks:
+        cells = (check.name, check.outcome, check.message)
+        table.add_row(*map(Text, cells), f"{check.seconds:.0f}", style="red" if check.outcome == "failed" else None)
+    _shown(140).print(table)
+    if results is not None:
+        _write(results, junit(f"retort verify {target}", checks))
+    return not failed(checks)
 
 
 def write_report(path: Path, out: Path) -> None:

@@ -306,7 +306,7 @@ def train_student(
     recipe: students.StudentRecipe, canvas: Ref, views: Ref, data: Data, seed: int, settings: Settings, what: str
 ) -> Ref:
     inputs = {"canvas": canvas.digest, "views": views.digest, "data": data.digest, "seed": seed}
-    ref = Ref("score", identity("student", 1, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    ref = Ref("score", identity("student", 2, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)

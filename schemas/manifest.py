@@ -40,6 +40,10 @@ class SourceData(Frozen):
     shards: list[SourceShard]
     samples: int = Field(ge=1)
     quarantined: list[QuarantinedSample] = []
+    patterns: list[str] = Field(
+        default=[],
+        description="where the run found the shards; without paths of one machine and URLs that hold a secret",
+    )
 
 
 class ObserverEntry(Frozen):
@@ -148,6 +152,9 @@ class Manifest(Frozen):
     observers: list[ObserverEntry]
     guides: list[GuideEntry] = Field(default=[], description="pre-trained networks beside the observers")
     labels: LabelInfo
+    student: dict[str, Any] = Field(
+        default={}, description="how the students of all claims were trained, but for what a claim says itself"
+    )
     claims: list[Claim]
     cost: Cost
     command: str

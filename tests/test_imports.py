@@ -39,7 +39,7 @@ RANKS = (
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
     ("artifact", "agreement", "presets", "distill", "comparison"),
-    ("validate",),
+    ("validate", "verify"),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {

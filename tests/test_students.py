@@ -1,5 +1,6 @@
 """Students: their schedule, their batches, their loss, and that they learn."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +16,7 @@ from dd_tasks.label import no_views
 from dd_tasks.networks import Shape, build
 from dd_tasks.students import StudentRecipe, batches, objective, rate_at
 from dd_tasks.types import Canvas, Views
+from schemas.manifest import Claim
 
 SHAPE = Shape(tiny.CLASSES, tiny.SIDE)
 QUICK = StudentRecipe("convnet2_bn_w4", epochs=4, batch=3)
@@ -85,6 +87,48 @@ def test_fewer_epochs_than_stored_use_the_first():
 def test_batches_are_a_function_of_the_generator():
     first, again, other = (torch.cat(list(batches(views_of(7, 1), 3, 2, tiny.generator(s)))) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_batches_do_not_depend_on_where_views_stand():
+    views = views_of(7, 2)
+    order = torch.argsort(views.epochs_V * 7 + views.images_V)  # as an artifact's table has them
+    moved = replace(views, images_V=views.images_V[order], epochs_V=views.epochs_V[order])
+    assert not torch.equal(moved.images_V, views.images_V)
+    for one, other in zip(*(batches(v, 3, 4, tiny.generator()) for v in (views, moved)), strict=True):
+        assert torch.equal(views.images_V[one], moved.images_V[other])
+        assert torch.equal(views.epochs_V[one], moved.epochs_V[other])
+
+
+def claim(row: str = "distilled", student: str = "convnet3_w32") -> Claim:
+    scores = {"accuracies": [0.5], "mean": 0.5, "std": 0, "seconds": 1}
+    return Claim(row=row, student=student, epochs=7, split="test", seeds=[0], **scores)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_manifest_and_a_claim_give_the_student_back(hard):
+    recipe = StudentRecipe("convnet3_w32", epochs=7, batch=9, rate=0.5, class_weight=0.0, ema=0.1, tail=1.0, hard=hard)
+    kept = json.loads(json.dumps(students.shared(recipe)))
+    assert students.for_claim(kept, claim("distilled_hard" if hard else "distilled")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"batch": 1}, "student: batch 1: input should be greater than or equal to 2"),
+        ({"rate": "much"}, "student: rate 'much': input should be a valid number"),
+        ({"tail": float("nan")}, "student: tail nan: input should be "),
+        ({"hard": True}, "student: the manifest gives batch, class_weight, ema, hard, rate, tail, weight_decay; train"),
+    ],
+)
+def test_a_student_that_cannot_be_is_refused(change, line):
+    with pytest.raises(InputError) as refusal:
+        students.for_claim({**students.shared(StudentRecipe()), **change}, claim())
+    assert str(refusal.value).startswith(line)
+
+
+def test_a_claim_of_an_unknown_network_is_refused():
+    with pytest.raises(InputError, match="unknown architecture 'convnet33'; did you mean 'convnet3'"):
+        students.for_claim(students.shared(StudentRecipe()), claim(student="convnet33"))
 
 
 def test_nobody_can_be_trained_on_no_views():
