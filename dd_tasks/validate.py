@@ -21,7 +21,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
-from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, parquet_files, view_features
+from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, parquet_files, tables_of, view_features
 from dd_tasks.card import columns, download_bytes, rows
 from dd_tasks.codec import BOX, MIX_BOX, PARTNER_BOX, numbers
 from dd_tasks.errors import InputError
@@ -44,6 +44,24 @@ def validate(path: Path) -> list[str]:
     if not path.is_dir():
         raise InputError(f"{path}: {'is not a folder' if path.exists() else 'does not exist'}")
     return list(_problems(path))
+
+
+def loads(path: str, manifest: Manifest, **where: str) -> list[str]:
+    """What keeps `load_dataset` from opening the artifact, a folder or a repository, and reading of each table its
+    first row. `where` goes to `load_dataset`."""
+    return [problem for table in tables_of(manifest) if (problem := _load(path, table, manifest, where))]
+
+
+def _load(path: str, table: str, manifest: Manifest, where: dict[str, str]) -> str:
+    from datasets import load_dataset
+
+    wanted = image_features(manifest.classes) if table == "images" else view_features(len(manifest.classes))
+    try:
+        found = load_dataset(path, table, split="train", streaming=True, **where)
+        next(iter(found))
+    except Exception as error:  # datasets, its file systems and its decoders raise what they like
+        return f"{table}: load_dataset fails: {_line(error)}"
+    return "" if found.features == wanted else f"{table}: load_dataset finds other columns than {MANIFEST} has"
 
 
 def _problems(path: Path) -> Iterator[str]:

@@ -34,11 +34,11 @@ RANKS = (
         "axes",
         "claims",
     ),
-    ("shards", "card", "voters"),
+    ("shards", "card", "voters", "changelog"),
     ("initialise", "terms", "schedule", "label", "committee", "packing", "artifact", "report"),
     ("learners", "guides"),
     ("recipe", "students", "validate", "comparison"),
-    ("presets", "distill"),
+    ("presets", "distill", "publish"),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
