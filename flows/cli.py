@@ -192,9 +192,12 @@ def publish(
 
 
 def _use_hub(endpoint: str | None) -> None:
-    """Talk to the Hub at this URL. Call before anything imports huggingface_hub, which reads it once."""
+    """Talk to the Hub at this URL, with progress bars on a terminal alone. Call before anything imports
+    huggingface_hub, which reads these settings once."""
     from dd_tasks.errors import InputError
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if endpoint is None:
         return
     if not re.match(r"https?://[^/]", endpoint):

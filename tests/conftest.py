@@ -17,7 +17,6 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_ENDPOINT": url_of(HUB),
     "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "NO_PROXY": "*",
     "COLUMNS": "200",

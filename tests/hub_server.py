@@ -267,7 +267,7 @@ def application(hub: Hub) -> Any:
         path = scope["path"] = scope["raw_path"].decode()  # a slash within a revision stays %2F
         hub.calls.append(f"{scope['method']} {path}")
         fault = hub.fault
-        if fault is None or not fault.strikes():
+        if fault is None or not fault.strikes(hub.calls[-1]):
             return await app(scope, receive, send)
         if fault.kind == "reset":
             await receive()

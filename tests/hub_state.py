@@ -84,7 +84,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens to calls number `first` to `last`, counted from 1 when the fault is set.
+    """What happens to calls number `first` to `last`, counted from 1 when the fault is set, of those with `on` in them.
 
     `kind`: a status (429, 500, 503), `reset` (the connection breaks while the request is sent), `slow` (an answer after
     `seconds`), or `lost` (the call is done, its answer never comes).
@@ -94,11 +94,12 @@ class Fault:
     first: int = 1
     last: int = 1
     seconds: float = 0.0
+    on: str = ""
     count: int = 0
 
-    def strikes(self) -> bool:
-        self.count += 1
-        return self.first <= self.count <= self.last
+    def strikes(self, call: str) -> bool:
+        self.count += self.on in call
+        return self.on in call and self.first <= self.count <= self.last
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hub_server import client_environment
-from hub_state import WRITE, Commit, File, Hub, Repository
+from hub_state import WRITE, Commit, Fault, File, Hub, Repository
 from sample import IPC, K, draft, tiny_canvas, tiny_views
 
 from dd_tasks import artifact
@@ -36,7 +36,7 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other labels, in other files."""
     out = tmp_path_factory.mktemp("new") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifact, "SHARD_BYTES", 2000)
+        patch.setattr(artifact, "SHARD_BYTES", 8000)
         artifact.write(out, tiny_canvas(), tiny_views(4), draft(4, preset="e2d"), {"preview.png": b"another"})
     return out
 
@@ -154,6 +154,19 @@ def test_a_pull_request_is_opened_once_and_nothing_is_tagged(there: Repository, 
     again = released(new, pull_request=True)
     assert (again.changed, again.revision, again.pull_request) == (False, found.revision, found.pull_request)
     assert list(there.refs) == ["refs/heads/main", "refs/tags/v1", "refs/pr/1"]
+
+
+@pytest.mark.parametrize("options", [{"tag": "v2"}, {"branch": "try"}, {"pull_request": True}])
+def test_a_commit_whose_answer_was_lost_is_found_and_not_sent_again(
+    hub: Hub, there: Repository, new: Path, options: dict
+) -> None:
+    hub.fault = Fault("lost", on="/commit/")
+    found = released(new, **options)
+    assert hub.fault.count == 1 and found.changed
+    heads = {ref for ref, oid in there.refs.items() if oid == found.revision}
+    assert heads == {
+        "tag": {"refs/heads/main", "refs/tags/v2"}, "branch": {"refs/heads/try"}, "pull_request": {"refs/pr/1"},
+    }[next(iter(options))]  # fmt: skip
 
 
 def test_no_pull_request_without_a_repository(hub: Hub, new: Path) -> None:

@@ -21,7 +21,7 @@ from hub_state import WRITE, Fault, Hub
 NAME = "org/name"
 KINDS = ("429", "500", "503", "reset", "slow", "lost")
 SPANS = (1, 1, 3, 1000)  # calls that fail one after another; the last is a Hub that is gone
-CALLS = {False: 26, True: 44}  # of one publication, without and with `load_dataset`
+CALLS = {False: 30, True: 48}  # of one publication, without and with `load_dataset`
 LOADED = 10  # of so many seeds one also opens what it reads back by `load_dataset`
 Content = dict[str, bytes]
 
