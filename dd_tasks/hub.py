@@ -245,10 +245,13 @@ class Repository:
 
         return Path(self._call(f"fetch {path}", get))
 
-    def branch(self, name: str) -> None:
-        """Create a branch at the head of main, unless it is there."""
-        make = self.api.create_branch
-        self._call(f"create branch {name}", lambda: make(self.name, branch=name, repo_type=TYPE, exist_ok=True))
+    def branch(self, name: str, revision: str) -> None:
+        """Create a branch at a revision, unless it is there."""
+
+        def make() -> None:
+            self.api.create_branch(self.name, branch=name, revision=revision, repo_type=TYPE, exist_ok=True)
+
+        self._call(f"create branch {name}", make)
 
     def tag(self, name: str, revision: str) -> None:
         """Tag a revision. A tag whose answer was lost is there; one of the same name elsewhere is a failure."""

@@ -3,23 +3,26 @@
 What the target held before stays as it was on any failure; publishing what it holds already changes nothing.
 """
 
+import logging
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dd_tasks.artifact import CARD, MANIFEST, PARTS, all_or_nothing, check_out, read_manifest
 from dd_tasks.card import for_repository
 from dd_tasks.changelog import changelog
 from dd_tasks.errors import InputError
-from dd_tasks.hub import Blob, HubError, Landed, Onto, Refs, Repository
+from dd_tasks.hub import PAUSES, Blob, HubError, Landed, Onto, Refs, Repository
 from dd_tasks.validate import loads, validate
 from schemas.manifest import Manifest
 from schemas.release import Released, ReleaseSpec
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAIN = "main"
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -50,10 +53,10 @@ def folder_of(target: str) -> Path | None:
     """The folder that a `file:///...` names; None for a repository's name. InputError for what is neither."""
     if not target.startswith("file:"):
         return None
-    parts = urlsplit(target)
-    if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
+    path = unquote(target.removeprefix("file://"))
+    if not path.startswith("/") or not path.strip("/"):
         raise InputError(f"target {target!r}: expected file:///FOLDER with the folder's whole path")
-    return Path(unquote(parts.path))
+    return Path(path)
 
 
 def check(spec: ReleaseSpec) -> None:
@@ -92,7 +95,7 @@ def publish(folder: Path, spec: ReleaseSpec, token: str = "", step: Step = at_on
     release = step("validate", lambda: _release(folder, spec.target, spec.target))
     repository = Repository(spec.target, token)
     base = step("compare", lambda: _base(release, spec, repository))
-    landed = base.landed or step("commit", lambda: _commit(release, spec, base, repository))
+    landed = step("commit", lambda: _commit(release, spec, base, repository))
     step("read back", lambda: _read_back(release, landed.revision, repository))
     if spec.tag and spec.tag not in base.refs.tags:
         step("tag", lambda: repository.tag(spec.tag or "", landed.revision))
@@ -190,15 +193,21 @@ def _changes(release: Release, repository: Repository, head: str | None, found: 
 
 
 def _commit(release: Release, spec: ReleaseSpec, base: Base, repository: Repository) -> Landed:
-    """All that changed, at once; the changelog is its description."""
+    """All that changed, at once, with the changelog as its description; nothing where it is there."""
     branch, found, head = spec.branch or MAIN, base.found, base.head
+    if base.landed:
+        if branch not in (MAIN, *base.refs.branches):
+            repository.branch(branch, base.landed.revision)
+        return base.landed
     if base.private is None:
         repository.create(spec.private)
-    if branch not in base.refs.branches and branch != MAIN:
-        repository.branch(branch)
     if head is None:  # a repository has a first revision when it is created
-        head = repository.refs().branches[MAIN]
+        head = repository.refs().branches.get(MAIN)
+        if head is None:
+            raise HubError(f"{repository.name}: commit: it has no branch {MAIN}")
         found = repository.files(head)
+    if branch not in (MAIN, *base.refs.branches):
+        repository.branch(branch, head)
 
     def landed() -> Landed | None:
         now = repository.refs().branches.get(branch)
@@ -216,8 +225,7 @@ def _read_back(release: Release, revision: str, repository: Repository) -> None:
     wrong."""
     with tempfile.TemporaryDirectory() as folder:
         wrong = list(_fetched(release, revision, repository, Path(folder))) or validate(Path(folder))
-    wrong = wrong or loads(repository.name, release.manifest, revision=revision, token=repository.token)
-    if wrong:
+    if wrong := wrong or _opened(release, revision, repository):
         said = f"{repository.name}: revision {revision} does not read back and was not tagged: {wrong[0]}"
         raise HubError(said.replace(repository.token, "***"))
 
@@ -227,6 +235,17 @@ def _fetched(release: Release, revision: str, repository: Repository, folder: Pa
     for name, blob in release.blobs.items():
         if not blob.same(Blob.of(repository.fetch(name, revision, folder))):
             yield f"{name}: its checksum is not that of the file that was sent"
+
+
+def _opened(release: Release, revision: str, repository: Repository) -> list[str]:
+    """What keeps `load_dataset` from opening it, more than once: it does not repeat all of its requests either."""
+    for pause in PAUSES:
+        wrong = loads(repository.name, release.manifest, revision=revision, token=repository.token)
+        if not wrong:
+            return []
+        log.warning("%s", f"{repository.name}: {wrong[0]}; again in {pause:g} s".replace(repository.token, "***"))
+        time.sleep(pause)
+    return loads(repository.name, release.manifest, revision=revision, token=repository.token)
 
 
 # ---- a folder

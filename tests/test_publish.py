@@ -15,6 +15,7 @@ from hub_state import WRITE, Commit, Fault, File, Hub, Repository
 from sample import IPC, K, draft, tiny_canvas, tiny_views
 
 from dd_tasks import artifact
+from dd_tasks import publish as publishing
 from dd_tasks.errors import InputError
 from dd_tasks.hub import HubError
 from dd_tasks.publish import check, checked_token, publish
@@ -146,6 +147,22 @@ def test_a_branch_is_made_from_main_and_main_stays(there: Repository, new: Path)
     assert not released(new, branch="try/1", tag="try-1").changed
 
 
+def test_a_branch_of_the_same_is_made_without_a_commit(there: Repository, old: Path) -> None:
+    commits = len(there.commits)
+    assert released(old, branch="same", tag="v1").revision == there.oid("same") == there.oid("main")
+    assert len(there.commits) == commits
+
+
+@pytest.mark.parametrize("on", ["name.py", ".huggingface.yaml"])  # which `load_dataset` asks for once
+def test_opening_it_is_tried_again(
+    hub: Hub, there: Repository, new: Path, on: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "PAUSES", (0.01,))
+    hub.fault = Fault("reset", on=on)
+    assert released(new, tag="v2").revision == there.oid("v2") and hub.fault.count
+    assert "images: load_dataset fails: Server disconnected" in caplog.text and "; again in 0.01 s" in caplog.text
+
+
 def test_a_pull_request_is_opened_once_and_nothing_is_tagged(there: Repository, new: Path) -> None:
     head = there.oid("main")
     found = released(new, pull_request=True)
@@ -225,6 +242,7 @@ def test_a_previous_manifest_that_cannot_be_read_is_said(there: Repository, new:
         ({"target": "-org/name"}, "target '-org/name': expected ORG/NAME"),
         ({"target": "file://host/folder"}, "target 'file://host/folder': expected file:///FOLDER"),
         ({"target": "file:///"}, "target 'file:///': expected file:///FOLDER"),
+        ({"target": "file:x"}, "target 'file:x': expected file:///FOLDER"),
         ({"target": "file:///x", "tag": "v1"}, "target file:///x: a folder has no branches"),
         ({"target": NAME, "tag": "v 1"}, "--tag 'v 1': expected a name of letters"),
         ({"target": NAME, "branch": "a..b"}, "--branch 'a..b': expected a name"),
@@ -251,7 +269,7 @@ def test_a_token_that_cannot_be_sent_is_not_shown() -> None:
 
 
 def test_a_folder_gets_the_same_as_a_hub_would(old: Path, new: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a b" / "out"
+    out = tmp_path / "a b#c" / "out"
     first = publish(old, ReleaseSpec(target=out.as_uri()))
     assert local(out, "x") == local(old, "x") and first.changed and first.changelog[0] == "first release"
     inode = out.stat().st_ino
