@@ -54,7 +54,7 @@ def _contents(old: Manifest, new: Manifest) -> Iterator[str]:
             "removed": len(was.keys() - is_.keys()),
         }
         if any(counts.values()):
-            yield f"{part}: " + ", ".join(f"{count} files {what}" for what, count in counts.items() if count)
+            yield f"files of {part}: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def _few(names: set[str]) -> str:

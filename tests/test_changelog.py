@@ -40,8 +40,8 @@ def test_a_first_release_says_what_it_is() -> None:
                 "resnet_18 on as many random real images, labelled alike, 3 epochs, test: none -> 40.00 % (n=1)",
             ],
         ),
-        ({"files": {SHARDS[0]: ONE}}, {"files": {SHARDS[0]: TWO}}, ["images: 1 files changed"]),
-        ({"files": {SHARDS[0]: ONE}}, {"files": {SHARDS[1]: ONE}}, ["images: 1 files added, 1 files removed"]),
+        ({"files": {SHARDS[0]: ONE}}, {"files": {SHARDS[0]: TWO}}, ["files of images: 1 changed"]),
+        ({"files": {SHARDS[0]: ONE}}, {"files": {SHARDS[1]: ONE}}, ["files of images: 1 added, 1 removed"]),
         ({}, {"command": "another"}, ["the card or what the manifest says of the making, nothing else"]),
     ],
 )  # fmt: skip

@@ -111,7 +111,7 @@ def test_a_change_is_one_commit_with_a_changelog_and_without_the_files_that_are_
     assert content(there) == local(new) | theirs and "assets/gone.html" not in content(there)
     assert content(there, "v1") == local(old) | theirs
     assert len(there.commits) == commits + 1 and there.oid("v2") == there.oid("main")
-    lines = ["preset: sre2l -> e2d", "labels.epochs: 3 -> 4", "assets: 1 files changed, 1 files removed"]
+    lines = ["preset: sre2l -> e2d", "labels.epochs: 3 -> 4", "files of assets: 1 changed, 1 removed"]
     assert set(lines) <= set(found.changelog)
     assert there.commits[found.revision].description == "\n".join(f"- {line}" for line in found.changelog)
 
