@@ -219,7 +219,7 @@ def write(
     """
     check_out(out, overwrite=overwrite)
     _assert_agree(canvas, labels, nearest, draft)
-    with _all_or_nothing(out) as folder:
+    with all_or_nothing(out) as folder:
         tables = {
             "images": (_image_tables(canvas, labels.soft_NK, nearest, draft.classes), IMAGE_PARQUET),
             "soft_labels": (_label_tables(labels), labels.parquet),
@@ -234,24 +234,29 @@ def write(
     return manifest
 
 
-def check_out(out: Path, *, overwrite: bool = True) -> None:
-    """InputError unless an artifact can be written to `out`: new, an empty folder or, to `overwrite`, an artifact."""
+def check_out(out: Path, *, overwrite: bool = True, option: str = "--out") -> None:
+    """InputError unless an artifact can be written to `out`: new, an empty folder or, to `overwrite`, an artifact.
+
+    The message calls it by the `option` that named it.
+    """
     parent = next(folder for folder in out.resolve().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise InputError(f"--out {out}: cannot write into {parent}; choose another place")
+        raise InputError(f"{option} {out}: cannot write into {parent}; choose another place")
     if not out.exists():
         return
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else {""}
     if names and MANIFEST not in names:
-        raise InputError(f"--out {out} exists and is not an artifact (no {MANIFEST}); choose another or empty it")
+        raise InputError(f"{option} {out} exists and is not an artifact (no {MANIFEST}); choose another or empty it")
     if names - PARTS:
-        raise InputError(f"--out {out} holds {min(names - PARTS)!r}, which is no part of an artifact; choose another")
+        raise InputError(
+            f"{option} {out} holds {min(names - PARTS)!r}, which is no part of an artifact; choose another"
+        )
     if names and not overwrite:
-        raise InputError(f"--out {out} holds an artifact already; choose another, or allow it to be overwritten")
+        raise InputError(f"{option} {out} holds an artifact already; choose another, or allow it to be overwritten")
 
 
 @contextmanager
-def _all_or_nothing(out: Path) -> Iterator[Path]:
+def all_or_nothing(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place when the block ends well and vanishes when it does not."""
     out = out.resolve()
     partial, old = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "old"))

@@ -84,8 +84,7 @@ def batches(views: Views, size: int, epochs: int, rng: torch.Generator, *, acros
 
     They are shuffled within each epoch or, `across` epochs, all stored ones together. The order follows from the seed
     and the views, not from where these stand: an artifact's table, which is sorted, trains the same student as the
-    labels it was written from. A last lone view of an epoch joins the batch before it. InputError where there is not one
-    view.
+    labels it was written from. A last lone view of an epoch joins the batch before it. InputError without any view.
     """
     if not len(views):
         raise InputError("no labelled views to train a student on")

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
 from dd_tasks.agreement import claims_problems, croissant_problems, header_problems
-from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, label_features, parquet_files
+from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, label_features, parquet_files, tables_of
 from dd_tasks.card import rows
 from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
@@ -50,6 +50,24 @@ def validate(path: Path) -> list[str]:
     if not path.is_dir():
         raise InputError(f"{path}: {'is not a folder' if path.exists() else 'does not exist'}")
     return list(_problems(path))
+
+
+def loads(path: str, manifest: Manifest, **where: str) -> list[str]:
+    """What keeps `load_dataset` from opening the artifact, a folder or a repository, and reading of each table its
+    first row. `where` goes to `load_dataset`."""
+    return [problem for table in tables_of(manifest) if (problem := _load(path, table, manifest, where))]
+
+
+def _load(path: str, table: str, manifest: Manifest, where: dict[str, str]) -> str:
+    from datasets import load_dataset
+
+    wanted = image_features(manifest.classes) if table == "images" else label_features(manifest)
+    try:
+        found = load_dataset(path, table, split="train", streaming=True, **where)
+        next(iter(found))
+    except Exception as error:  # datasets, its file systems and its decoders raise what they like
+        return f"{table}: load_dataset fails: {_line(error)}"
+    return "" if found.features == wanted else f"{table}: load_dataset finds other columns than {MANIFEST} has"
 
 
 def _problems(path: Path) -> Iterator[str]:

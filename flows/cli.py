@@ -1,5 +1,6 @@
 """`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
 
+import os
 import re
 import shlex
 import sys
@@ -190,6 +191,46 @@ def report(
     from flows import launch
 
     launch.write_report(path, out)
+
+
+@app.command()
+def publish(
+    path: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    target: Annotated[str, typer.Argument(help="ORG/NAME on the Hub, or file:///FOLDER.")],
+    private: Annotated[bool, typer.Option("--private", help="If the repository is new, make it private.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Commit to this one; created from main if missing.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pr", help="Open a pull request instead.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Of the new revision, e.g. v1.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Another Hub's URL.  [default: HF_ENDPOINT]")] = None,
+    token_block: Annotated[str | None, typer.Option(help="Prefect Secret block.  [default: HF_TOKEN]")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Publish an artifact in one commit: validate, commit, read back, tag. Again, it changes nothing."""
+    _use_hub(endpoint)
+    from flows import console, launch
+    from schemas.release import ReleaseSpec
+
+    console.start(verbose)
+    launch.publish(
+        path,
+        ReleaseSpec(
+            target=target, private=private, branch=branch, pull_request=pull_request, tag=tag, token_block=token_block
+        ),
+    )  # fmt: skip
+
+
+def _use_hub(endpoint: str | None) -> None:
+    """Talk to the Hub at this URL, with progress bars on a terminal alone. Call before anything imports
+    huggingface_hub, which reads these settings once."""
+    from dd_tasks.errors import InputError
+
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if endpoint is None:
+        return
+    if not re.match(r"https?://[^/]", endpoint):
+        raise InputError(f"--endpoint {endpoint!r}: expected http:// or https:// and a host")
+    os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
 
 
 @shards_app.command("pack")

@@ -16,6 +16,7 @@ from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.guides import Guides, sources
 from dd_tasks.networks import builder
+from dd_tasks.publish import check as check_release
 from dd_tasks.recipe import Recipe, plain, voters_in
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
@@ -23,6 +24,7 @@ from dd_tasks.verify import Scope, failed, junit
 from flows.settings import Settings
 from schemas.comparison import Comparison
 from schemas.manifest import Manifest
+from schemas.release import Released, ReleaseSpec
 from schemas.spec import RunSpec
 
 SIDE_FOR_PLAN, CLASSES_FOR_PLAN = 32, 10
@@ -187,6 +189,26 @@ def write_report(path: Path, out: Path) -> None:
 def _write(page: Path, content: bytes) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_bytes(content)
+
+
+def publish(folder: Path, spec: ReleaseSpec) -> None:
+    check_release(spec)
+    artifact.read_manifest(folder)
+    from flows.release import release_dataset, token_of
+
+    if spec.token_block is None:
+        token_of(spec)  # before a server is started
+    show_release(release_dataset(folder, spec))
+
+
+def show_release(released: Released) -> None:
+    """What changed and where it is, as plain lines."""
+    print("\n".join(f"- {line}" for line in released.changelog) or f"{released.target} holds this artifact already")
+    for what, value in (
+        ("revision", released.revision), ("url", released.pull_request or released.url), ("tag", released.tag),
+    ):  # fmt: skip
+        if value:
+            print(f"{what}: {value}")
 
 
 def train(

@@ -6,15 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import listening, serving, url_of
+from hub_state import Hub
 
 HOME = tempfile.TemporaryDirectory(prefix="retort-tests-")
+HUB = listening()  # the only Hub that any test knows
 os.environ |= {
     "PREFECT_HOME": f"{HOME.name}/prefect",
     "HF_HOME": f"{HOME.name}/hf",
     "HF_HUB_OFFLINE": "1",
+    "HF_ENDPOINT": url_of(HUB),
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "NO_PROXY": "*",
     "COLUMNS": "200",
 }
-os.environ.pop("PREFECT_API_URL", None)
+for name in ("PREFECT_API_URL", "HF_TOKEN"):
+    os.environ.pop(name, None)
 
 from flows.environment import prepare_environment  # noqa: E402
 
@@ -28,6 +36,25 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Hub]:
+    hub = Hub()
+    with serving(hub, HUB):
+        yield hub
+
+
+@pytest.fixture
+def hub(served: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """An empty Hub on loopback, and the clients of this process talk to it."""
+    import datasets
+    from huggingface_hub import constants
+
+    for settings in (constants, datasets.config):
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+    served.clear()
+    return served
 
 
 @pytest.fixture(scope="session")

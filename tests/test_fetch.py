@@ -90,7 +90,14 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     root = tmp_path_factory.mktemp("hub")
     Hub.asked, Hub.folders = [], {COMMITS[name]: root / name for name in COMMITS}
     for name in COMMITS:
-        artifact.write(root / name, sample.tiny_canvas(), sample.tiny_views(), sample.draft(name=name), {})
+        artifact.write(
+            root / name,
+            sample.tiny_canvas(),
+            sample.tiny_labels(),
+            sample.draft(name=name),
+            {},
+            nearest=sample.tiny_nearest(),
+        )
         (root / name / ".gitattributes").write_text("*.parquet filter=lfs\n")
         assert validate(root / name) == []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)

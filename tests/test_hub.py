@@ -1,110 +1,125 @@
-"""The Hub's own client against a server on loopback."""
-
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+"""The Hub's own client, as we set it up, against a server on loopback."""
 
 import pytest
+from hub_state import WRITE, Commit, Fault, File, Hub
 
-COMMITS = {"main": "a" * 40, "first": "b" * 40}
-CODE = """
-import sys
+from dd_tasks import hub as client
 from dd_tasks.errors import InputError
-from dd_tasks.hub import fetch_weights
-for repository in sys.argv[1:]:
-    try:
-        print(fetch_weights(repository).read_bytes())
-    except InputError as error:
-        print(error)
-"""
+from dd_tasks.hub import Blob, HubError, Repository, fetch_weights
+
+WEIGHTS = "model.safetensors"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """One repository, `org/net.v1`, at the revisions main and first."""
+@pytest.fixture
+def net(hub: Hub, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A Hub with weights in `org/net.v1`, at main and, others, at the tag first; none downloaded yet."""
+    from huggingface_hub import constants
 
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.answer(b"")
-
-    def do_GET(self) -> None:
-        type(self).asked.append(self.path)
-        self.answer(self.content())
-
-    def content(self) -> bytes:
-        known = {f"/org/net.v1/resolve/{revision}/model.safetensors": revision for revision in COMMITS}
-        return f"weights of {known[self.path]}".encode() if self.path in known else b""
-
-    def answer(self, body: bytes) -> None:
-        content = self.content()
-        self.send_response(200 if content else 404)
-        self.send_header("Content-Length", str(len(content)))
-        commit = COMMITS.get(self.path.split("/")[-2], "")
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{commit}"'} if content else {"X-Error-Code": "RepoNotFound"}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    made = hub.create("models", "org/net.v1")
+    for title in ("first", "main"):
+        head = made.add("refs/heads/main", Commit({WEIGHTS: File(f"weights of {title}".encode(), True)}, title))
+        made.refs[f"refs/tags/{title}"] = head
+    return hub
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """What came of each repository, in one process: the client reads its endpoint when it is imported."""
-    Hub.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    home = {"HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_TOKEN": "", "NO_PROXY": "*"}
-    repositories = ["org/net.v1", "org/net.v1", "org/net.v1@first", "org/nothing", "org/net.v1@no", "a/b/c"]
-    ran = subprocess.run(
-        [sys.executable, "-c", CODE, *repositories], cwd=Path(__file__).parents[1], env=os.environ | endpoint | home,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    server.shutdown()
-    server.server_close()
-    assert ran.returncode == 0, ran.stderr
-    yield ran.stdout.splitlines()
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    monkeypatch.setattr(client, "PAUSES", (0.01, 0.01, 0.01))
 
 
-def test_weights_are_fetched_by_name_and_revision(said):
-    assert said[0] == said[1] == "b'weights of main'"
-    assert said[2] == "b'weights of first'"
-
-
-def test_weights_are_downloaded_once(said):
-    assert Hub.asked.count("/org/net.v1/resolve/main/model.safetensors") == 1
+@pytest.mark.parametrize(("revision", "title"), [("", "main"), ("@first", "first")])
+def test_weights_are_fetched_by_name_and_revision_once(net: Hub, revision: str, title: str) -> None:
+    for _ in range(2):
+        assert fetch_weights(f"org/net.v1{revision}").read_bytes() == f"weights of {title}".encode()
+    assert sum(call.startswith("GET") for call in net.calls) == 1
 
 
 @pytest.mark.parametrize(
-    ("row", "start"),
+    ("name", "start"),
     [
-        (3, "no model.safetensors from 'org/nothing': Repository Not Found for url: http://127.0.0.1:"),
-        (4, "no model.safetensors from 'org/net.v1@no': Repository Not Found for url: http://127.0.0.1:"),
-        (5, "no model.safetensors from 'a/b/c': Repo id must be in the form"),
+        ("org/nothing", "Repository Not Found for url: http://127.0.0.1:"),
+        ("org/net.v1@no", "Revision Not Found for url: http://127.0.0.1:"),
+        ("a/b/c", "Repo id must be in the form"),
     ],
 )
-def test_what_is_not_there_is_one_line(said, row, start):
-    assert len(said) == 6 and said[row].startswith(start)
+def test_what_is_not_there_is_one_line(net: Hub, name: str, start: str) -> None:
+    with pytest.raises(InputError) as refused:
+        fetch_weights(name)
+    assert str(refused.value).startswith(f"no {WEIGHTS} from {name!r}: {start}") and "\n" not in str(refused.value)
 
 
-def test_offline_is_one_line(monkeypatch, tmp_path):
+def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     from huggingface_hub import constants
-
-    from dd_tasks.errors import InputError
-    from dd_tasks.hub import fetch_weights
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"^no model.safetensors from 'org/never-fetched': [^\n]+$"):
         fetch_weights("org/never-fetched")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_every_request_has_a_time_out(net: Hub) -> None:
+    from huggingface_hub import get_session
+
+    client.limit_requests()
+    net.fault = Fault("slow", 1, 2, seconds=1)
+    address = Repository("org/name", WRITE).api.endpoint
+    for asked in ({}, {"timeout": None}):  # the client asks for none when it lists files
+        with pytest.raises(Exception, match="timed out"):
+            get_session().get(f"{address}/api/models/org/net.v1", **asked)
+    assert get_session().get(f"{address}/api/models/org/net.v1", timeout=5).status_code == 200
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kind", ["429", "500", "503", "reset", "slow", "lost"])
+def test_a_call_is_made_again_and_that_is_seen(hub: Hub, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    hub.fault = Fault(kind, 1, 2, seconds=0.4)
+    repository = Repository("org/name", WRITE)
+    with caplog.at_level("WARNING", "dd_tasks"):
+        repository.create(private=False)
+    again = [record.getMessage() for record in caplog.records if record.name == "dd_tasks.hub"]
+    assert len(again) == 2 and all(line.startswith("org/name: create: ") and "; again in " in line for line in again)
+    assert list(hub.repositories) == [("datasets", "org/name")]
+
+
+def test_a_hub_that_asks_for_a_long_pause_has_failed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.5)
+    hub.fault = Fault("429")  # it asks for a second
+    with pytest.raises(HubError, match=r"^org/name: create: 429 Too Many Requests for url: .* \(told to fail\)$"):
+        Repository("org/name", WRITE).create(private=False)
+    assert len(hub.calls) == 1
+
+
+def test_a_refusal_is_not_repeated_and_does_not_show_the_token(hub: Hub) -> None:
+    with pytest.raises(HubError, match="Invalid credentials") as refused:
+        Repository("org/name", "hf_another").create(private=False)
+    assert hub.calls.count("POST /api/repos/create") == 1 and "\n" not in str(refused.value)
+    assert "hf_another" not in repr(refused.value) + repr(Repository("org/name", "hf_another"))
+    assert refused.value.__cause__ is refused.value.__context__ is None  # theirs hold the request, with its header
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_tag_whose_answer_was_lost_is_there_and_one_elsewhere_is_a_failure(hub: Hub) -> None:
+    made = hub.create("datasets", "org/name")
+    first, second = made.oid("main"), made.add("refs/heads/main", Commit({}, "second"))
+    repository = Repository("org/name", WRITE)
+    hub.fault = Fault("lost")
+    repository.tag("v1", second)
+    assert sum("/tag/" in call for call in hub.calls) == 1
+    with pytest.raises(HubError, match=r"tag v1: .*already exists"):
+        repository.tag("v1", first or "")
+    assert repository.refs().tags == {"v1": second}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_file_is_the_same_here_and_there(hub: Hub, large: bool, tmp_path) -> None:
+    made = hub.create("datasets", "org/name")
+    head = made.add("refs/heads/main", Commit({"a/b.bin": File(b"content", large)}, "one"))
+    there = Repository("org/name", WRITE).files(head)
+    (tmp_path / "file").write_bytes(b"content")
+    assert list(there) == ["a/b.bin"] and (there["a/b.bin"].sha256 is not None) is large
+    for here in (Blob.of(b"content"), Blob.of(tmp_path / "file")):
+        assert here.same(there["a/b.bin"]) and here.size == there["a/b.bin"].size
+    assert not Blob.of(b"contenT").same(there["a/b.bin"]) and not Blob.of(b"content").same(None)

@@ -34,12 +34,13 @@ RANKS = (
         "axes",
         "claims",
     ),
-    ("shards", "voters", "nearness", "compact", "exact"),
+    ("shards", "voters", "nearness", "compact", "exact", "changelog"),
     ("codec", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
     ("artifact", "agreement", "presets", "distill", "comparison"),
     ("validate", "verify"),
+    ("publish",),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {

@@ -158,7 +158,7 @@ def test_one_failed_check_fails_all(count, fails):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("verify") / "artifact"
-    artifact.write(out, sample.tiny_canvas(), sample.tiny_views(), sample.draft(), {})
+    artifact.write(out, sample.tiny_canvas(), sample.tiny_labels(), sample.draft(), {}, nearest=sample.tiny_nearest())
     return out
 
 
