@@ -29,7 +29,7 @@ from dd_tasks.codec import Labels, label_schema, views_of
 from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
-from dd_tasks.types import Canvas, Nearest, Views
+from dd_tasks.types import Canvas, Nearest, Views, slots_of
 from schemas.manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
@@ -83,16 +83,6 @@ def parquet_files(folder: Path, table: str) -> list[Path]:
 def tables_of(manifest: Manifest) -> tuple[str, ...]:
     """The tables an artifact has: without views no `soft_labels`, since `datasets` fails on a table of no rows."""
     return TABLES if manifest.labels.views else TABLES[:1]
-
-
-def slots_of(targets_N: Tensor) -> Tensor:
-    """Of each image, how many images of its class come before it."""
-    order = torch.argsort(targets_N, stable=True)
-    counts = torch.bincount(targets_N)
-    first = counts.cumsum(0) - counts
-    slots = torch.empty_like(targets_N)
-    slots[order] = torch.arange(len(targets_N)) - first[targets_N[order]]
-    return slots
 
 
 def png(image_CHW: Tensor) -> bytes:

@@ -13,8 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pydantic import BaseModel
 
 from dd_tasks import citation
-from dd_tasks.claims import ROWS, Pairing, accuracy, pairings, percent
+from dd_tasks.claims import ROWS, Pairing, accuracy, at_equal_bytes, pairings, percent
 from dd_tasks.codec import label_schema
+from dd_tasks.jpegs import QUALITY
+from dd_tasks.students import ORDINARY_UPDATES
 from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
 from schemas.card import size_category as category
 from schemas.manifest import Manifest
@@ -154,6 +156,19 @@ def _sentence(pair: Pairing) -> str:
     return f"{start} beats random real images by {points} points, more than 2 std of the difference ({limit})."
 
 
+WINS = {"ahead": "wins", "behind": "does **not** win", "unclear": "does **not** clearly win"}
+
+
+def _bytes_sentence(pair: Pairing) -> str:
+    """Whether the dataset is worth its bytes."""
+    jpeg = pair.random
+    return (
+        f"At equal bytes it {WINS[pair.verdict]}: {jpeg.images:,} random real images, as JPEG files of quality {QUALITY} "
+        f"with class labels, bring {escape(jpeg.student)} to {accuracy(jpeg)}, trained with about {ORDINARY_UPDATES} "
+        f"times the image-updates; this dataset is {percent(pair.lead)} points ahead (2 std: {percent(pair.spread)})."
+    )
+
+
 def described(manifest: Manifest) -> dict[str, list[tuple[str, str, str]]]:
     """(name, type, meaning) of each column of each table."""
     label_row = ViewRow if manifest.labels.codec == "exact" else GroupRow
@@ -201,6 +216,7 @@ def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: st
         "claims": claims_table(manifest),
         "citations": [citation.of_artifact(manifest, citation.UNPUBLISHED), *citation.of_papers(manifest.preset)],
         "comparisons": [_sentence(pair) for pair in pairings(manifest.claims)],
+        "equal_bytes": [_bytes_sentence(pair) for pair in at_equal_bytes(manifest.claims)],
         "shards_shown": SHARDS_SHOWN,
         "mean_std": [[float(f"{x:.6g}") for x in triple] for triple in (manifest.mean, manifest.std)],
         "command": " ".join(manifest.command.split()),

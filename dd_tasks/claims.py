@@ -13,6 +13,7 @@ ROWS = {
     "random": "as many random real images, labelled alike",
     "random_hard": "as many random real images, class labels only",
     "random_plain": "as many random real images, labelled alike, no augmentation",
+    "jpeg": "random real images of as many bytes, as JPEG files with class labels",
     "full": "all real images",
 }
 LIMITS = {"distilled": "", "distilled_hard": "class labels only", "distilled_plain": "no augmentation"}
@@ -85,3 +86,16 @@ def pairings(claims: Sequence[Claim]) -> list[Pairing]:
         if key[0] == row
     ]
     return [Pairing(distilled, random) for distilled, random in pairs if random]
+
+
+def at_equal_bytes(claims: Sequence[Claim]) -> list[Pairing]:
+    """Every student's distilled row, that of soft labels first, against real JPEG images of as many bytes."""
+    pairs = []
+    for jpeg in (claim for claim in claims if claim.row == "jpeg"):
+        ours = (claim for row in LIMITS for claim in claims if _matches(claim, row, jpeg))
+        pairs += [Pairing(claim, jpeg) for claim in ours][:1]
+    return pairs
+
+
+def _matches(claim: Claim, row: str, jpeg: Claim) -> bool:
+    return (claim.row, claim.student, claim.split) == (row, jpeg.student, jpeg.split)

@@ -28,7 +28,7 @@ from dd_tasks.types import Crops, Views
 GROUP = 100
 RIDGE = 0.1  # keeps an image that hardly shows near the mean
 LARGEST = 127  # code
-COARSEST, FINEST = 2.0, 0.05  # steps, in standard deviations of what is left over
+COARSEST, FINEST = 1.35, 0.05  # steps, in standard deviations of what is left over
 FEWEST = 10  # top classes
 SAMPLE = 16  # epochs, whose bytes tell those of all
 PARQUET = {

@@ -5,7 +5,7 @@ Shape letters: N images, V views, C channels, S side, K classes.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,18 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"student: {place} {first['input']!r}: {first['msg'].lower()}") from None
+
+
+ORDINARY_CROPS = (0.25, 1.0)
+ORDINARY_UPDATES = 4
+
+
+def ordinary(student: StudentRecipe, images: int, distilled: int) -> StudentRecipe:
+    """How one trains the student's architecture on so many real images with their classes, without us: crops, flips and
+    CutMix, drawn anew in every epoch, batches of 50, and ORDINARY_UPDATES times the image-updates that students of the
+    distilled images get."""
+    epochs = max(1, round(ORDINARY_UPDATES * student.epochs * distilled / images))
+    return replace(student, epochs=epochs, batch=min(50, max(images // 10, 2)), hard=True, mirror=False, across=False)
 
 
 def rate_at(progress: float, tail: float) -> float:

@@ -63,6 +63,16 @@ class Nearest:
         return Nearest(self.keys[slots], self.similarity_N[slots])
 
 
+def slots_of(targets_N: Tensor) -> Tensor:
+    """Of each image, how many images of its class come before it."""
+    order = torch.argsort(targets_N, stable=True)
+    counts = torch.bincount(targets_N)
+    first = counts.cumsum(0) - counts
+    slots = torch.empty_like(targets_N)
+    slots[order] = torch.arange(len(targets_N)) - first[targets_N[order]]
+    return slots
+
+
 @dataclass(frozen=True)
 class Crops:
     """One crop per image: int64 `boxes_N4`, bool `flips_N` (left-right, after the crop)."""

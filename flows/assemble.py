@@ -93,6 +93,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """The labels of the distilled images, as drawn and as published, and those of each draw of random ones."""
+
+    drawn: Ref
+    published: Ref
+    random: list[Ref]
+
+
+@dataclass(frozen=True)
 class Results:
     """What a run made, by reference: the committee, the canvas before and after, how near it is to real images, its
     labels, the scores."""
@@ -103,7 +112,7 @@ class Results:
     panels: tuple[Ref, ...]
     canvas: Ref
     near: Ref
-    labels: Ref
+    labels: Labelled
     measured: list[tuple[Row, int, Ref]]
 
     @property
@@ -119,7 +128,7 @@ class Results:
             "choose": [self.first],
             "recover": list(self.panels),
             "nearness": [self.near],
-            "relabel": [self.labels],
+            "relabel": [self.labels.drawn, self.labels.published],
             "students": [ref for _, _, ref in self.measured],
         }
 
@@ -175,10 +184,11 @@ def claims_of(measured: list[tuple[Row, int, Ref]], split: str, settings: Settin
     claims = []
     for (name, student, epochs), found in by_row.items():
         accuracies = [facts["accuracy"] for _, facts in found]
+        images = found[0][1].get("images")
         claims.append(
             Claim(
                 row=name, student=student, epochs=epochs, split=split, seeds=[seed for seed, _ in found],
-                accuracies=accuracies, mean=statistics.fmean(accuracies),
+                images=images, accuracies=accuracies, mean=statistics.fmean(accuracies),
                 std=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
                 seconds=round(sum(facts["seconds"] for _, facts in found), 1),
             )
@@ -213,7 +223,7 @@ def _nearness(results: Results, settings: Settings) -> Nearness:
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder; it is validated before it takes its name."""
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
-    labels, (near, _) = get_labels(results.labels, finished, settings), get_nearest(results.near, settings)
+    labels, (near, _) = get_labels(results.labels.published, finished, settings), get_nearest(results.near, settings)
     name = run.spec.name or out.resolve().name
     draft = draft_of(run, data, results, labels, settings, name=name, command=command)
     story = story_of(run, begun.images_NCHW, results.panels, settings)
@@ -239,7 +249,7 @@ def draft_of(
         nearness=_nearness(results, settings),
         preset=spec.preset,
         recipe=plain(run.recipe),
-        identity=identity("run", 1, canvas=results.canvas.digest, labels=results.labels.digest),
+        identity=identity("run", 1, canvas=results.canvas.digest, labels=results.labels.published.digest),
         seed=spec.seed,
         ipc=spec.ipc,
         classes=data.source.index.classes,

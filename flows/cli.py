@@ -46,6 +46,11 @@ PanelSize = Annotated[int | None, typer.Option(help="Images recovered together."
 GuidePool = Annotated[str | None, typer.Option("--guides", help="Pool, e.g. 'convnet3@epoch=2,4,8 seeds=0..2'.")]
 License = Annotated[str | None, typer.Option("--license", help="Of the real data, by the Hub's identifier.")]
 SourceDataset = Annotated[str | None, typer.Option(help="The real data's name, on the Hub or elsewhere.")]
+CodecName = Annotated[str | None, typer.Option(help="Of soft labels: compact (the default) or exact.")]
+LabelBytes = Annotated[int | None, typer.Option(help="Of compact labels; default: as many as the images take.")]
+BytesRow = Annotated[
+    bool | None, typer.Option("--bytes-row/--no-bytes-row", help="Also score real JPEG images of as many bytes.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
 Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
@@ -71,6 +76,9 @@ def run(
     flip: Flip = None,
     guides: GuidePool = None,
     panel: PanelSize = None,
+    codec: CodecName = None,
+    label_bytes_per_image: LabelBytes = None,
+    bytes_row: BytesRow = None,
     tolerate: Annotated[int | None, typer.Option(help="Broken samples to set aside before failing.")] = None,
     license_: License = None,
     source_dataset: SourceDataset = None,
@@ -86,7 +94,8 @@ def run(
         preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
         student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
         plain_rows=plain_rows, seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate,
-        license=license_, source_dataset=source_dataset, set=override or None,
+        license=license_, source_dataset=source_dataset, codec=codec, label_bytes_per_image=label_bytes_per_image,
+        bytes_row=bytes_row, set=override or None,
     )  # fmt: skip
     from flows import launch
 
@@ -127,7 +136,7 @@ def compare(
             preset, shards=shards, test=test, ipc=n, side=side, committee=committee, students=student, seeds=seeds,
             student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
             plain_rows=plain_rows, seed=seed, flip=flip, panel=panel, labels=None if labels == "own" else labels,
-            set=override or None,
+            codec="exact", bytes_row=False, set=override or None,
         )
         for n in ipc.split(",")
         for preset in dict.fromkeys(presets)
@@ -365,7 +374,7 @@ def study(
         _spec(
             preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
             student_epochs=student_epochs, student_batch=student_batch, full_epochs=0, seed=seed, flip=flip,
-            panel=panel, set=override or None,
+            panel=panel, codec="exact", bytes_row=False, set=override or None,
         )
         for preset in presets
     )  # fmt: skip

@@ -11,16 +11,13 @@ from flows.committee import measure_priors, train_committee
 from flows.guides import train_guides
 from flows.recover import recover
 from flows.settings import Settings
+from flows.students import Sets, label_sets, train_students
 from flows.tasks import (
     ONE_AT_A_TIME,
     choose_images,
     draw_candidates,
-    encode_labels,
     index_shards,
     measure_nearness,
-    relabel,
-    train_on_full_data,
-    train_student,
 )
 from flows.workspace import panels_of, seed_of
 from schemas.manifest import Manifest
@@ -60,34 +57,11 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
         for lot, s in zip(lots, draws, strict=True)
     ]
     near = measure_nearness(canvas, random[0], data, settings)
-    labels, random_labels = {}, {}
-    for seen, (ours, theirs) in run.labellers.items():
-        labels[seen] = relabel(ours, canvas, seats, data, seed_of(spec.seed, "labels"), settings)
-        random_labels[seen] = [
-            relabel(theirs, r, seats, data, s, settings, "random") for r, s in zip(random, draws, strict=True)
-        ]
-    if run.compact:  # students train on what is published
-        size = spec.label_bytes_per_image
-        labels["augmented"] = encode_labels(labels["augmented"], canvas, size, data, settings, "distilled images")
-        random_labels["augmented"] = [
-            encode_labels(views, images, size, data, settings, "random images")
-            for views, images in zip(random_labels["augmented"], random, strict=True)
-        ]
+    sets = Sets(canvas, random, draws)
+    labels = label_sets(run, sets, seats, data, settings)
 
     # Train students: every row under the same recipe, last epoch, one student a seed.
-    scores = []
-    for student, seen in run.rows:
-        for seed in range(spec.seeds):
-            for row, images, views in (
-                ("distilled", canvas, labels[seen]),
-                ("random", random[seed], random_labels[seen][seed]),
-            ):
-                score = train_student.submit(student, images, views, data, seed, settings, f"{row} images")
-                scores.append((run.row(row, student, seen), seed, score))
-    for full in run.full_students:
-        score = train_on_full_data.submit(full, data, settings)
-        scores.append((("full", full.architecture, full.epochs), full.seed, score))
-    measured = [(row, seed, found.result()) for row, seed, found in scores]
+    measured = train_students(run, sets, labels, data, settings)
 
     # Assemble, validate, and only then put in place.
     results = Results(seats, pools, first, finished, canvas, near, labels["augmented"], measured)

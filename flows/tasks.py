@@ -14,12 +14,12 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dd_tasks import artifact, codec, committee, nearness, shards, students
+from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Demanding, Initialiser
-from dd_tasks.label import Labeller
+from dd_tasks.label import Labeller, OneHot
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import Recipe, identity
 from dd_tasks.shards import Quarantine
@@ -174,8 +174,7 @@ def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, set
     fewer, never fewer than it needs."""
     wanted, least = initialiser.demand(ipc), initialiser.least(ipc)
     if wanted > least:
-        share = 0.8 * (1 - data.held_out)  # the held-out part is drawn by key, so a class's share of it varies
-        wanted = max(least, min(wanted, int(share * min(data.source.index.samples_per_class))))
+        wanted = max(least, data.most_per_class(wanted))
     ref = Ref("candidates", identity("candidates", 1, data=data.digest, per_class=wanted, seed=seed))
 
     def make() -> Made:
@@ -334,6 +333,52 @@ def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -
         return {"accuracy": made.accuracy}, {}
 
     return _scored(kept(ref, f"{recipe.name} on full data", settings, make), settings)
+
+
+@stage("real images of as many bytes (seed {seed})")
+def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int, settings: Settings) -> Ref:
+    """Random real images whose JPEG files take as many bytes as the distilled images and their labels do."""
+    inputs = {"canvas": canvas.digest, "labels": labels.digest, "data": data.digest}
+    ref = Ref("canvas", identity("jpegs", 1, **inputs, seed=seed))
+
+    def make() -> Made:
+        images = get_canvas(canvas, settings)
+        published = get_labels(labels, images, settings)
+        budget = (
+            len(published.to_bytes()) + published.soft_NK.nbytes + sum(map(len, map(artifact.png, images.images_NCHW)))
+        )
+        tried = [len(jpegs.jpeg(image)) for image in get_canvas(random, settings).images_NCHW]
+        each = data.most_per_class(1 + int(1.2 * budget * len(tried) / sum(tried) / data.shape.classes))
+        found = shards.sample_per_class(
+            data.source, per_class=each, seed=seed, keep=data.is_training, quarantine=Quarantine(data.tolerate),
+            track=console.track, asked="JPEG images per class",
+        )  # fmt: skip
+        spent, size = jpegs.spend(found, data.side, budget)
+        facts, tensors = put_canvas(spent)
+        return {**facts, "bytes": size, "budget": budget}, {"canvas": tensors}
+
+    return kept(ref, "JPEG images of as many bytes", settings, make)
+
+
+@stage("student {recipe.architecture} on JPEG images (seed {seed})")
+def train_ordinarily(
+    recipe: students.StudentRecipe, canvas: Ref, flip: bool, data: Data, seed: int, settings: Settings
+) -> Ref:
+    """A student of real images with their classes, as one would train it without us (`students.ordinary`)."""
+    labeller = OneHot(epochs=recipe.epochs, scale=students.ORDINARY_CROPS, flip=flip)
+    inputs = {"canvas": canvas.digest, "data": data.digest, "labeller": labeller, "seed": seed}
+    ref = Ref("score", identity("ordinary", 1, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+
+    def make() -> Made:
+        images = get_canvas(canvas, settings)
+        views = labeller.label(images, studio_of((), data, seed, settings))
+        top1 = students.train(
+            recipe, data.shape, images, views, test_feed(data), seed=seed, device=device_of(settings),
+            track=console.track,
+        )  # fmt: skip
+        return {"accuracy": top1, "images": len(images)}, {}
+
+    return _scored(kept(ref, f"{recipe.architecture} on JPEG images, seed {seed}", settings, make), settings)
 
 
 def _scored(ref: Ref, settings: Settings) -> Ref:

@@ -54,6 +54,11 @@ class Data:
     def digest(self) -> str:
         return identity("data", 1, source=self.source.digest, side=self.side, held_out=self.held_out)
 
+    def most_per_class(self, wanted: int) -> int:
+        """`wanted`, or as many training images as surely are there of every class."""
+        share = 0.8 * (1 - self.held_out)  # the held-out part is drawn by key, so a class's share of it varies
+        return max(1, min(wanted, int(share * min(self.source.index.samples_per_class))))
+
     def is_held_out(self, key: str) -> bool:
         return shards.held_out(key, self.held_out)
 
@@ -276,6 +281,11 @@ def put_views(views: Views) -> dict[str, Tensor]:
         crops = flat.pop(name)
         flat |= {f"{name}.boxes_N4": crops.boxes_N4, f"{name}.flips_N": crops.flips_N}
     return {name: tensor.contiguous() for name, tensor in flat.items()}
+
+
+def images_of(canvas: Ref, settings: Settings) -> int:
+    """How many images a canvas has."""
+    return len(facts_of(canvas, settings)["sources"])
 
 
 def put_labels(labels: Labels) -> Made:

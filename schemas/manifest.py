@@ -86,8 +86,9 @@ class Claim(Frozen):
     """Top-1 of one student architecture trained on one kind of data; the last epoch, never the best."""
 
     row: Literal[
-        "distilled", "random", "full", "distilled_hard", "random_hard", "distilled_plain", "random_plain"
+        "distilled", "random", "full", "distilled_hard", "random_hard", "distilled_plain", "random_plain", "jpeg"
     ]  # fmt: skip
+    images: int | None = Field(default=None, ge=1, description="where they are not as many as the distilled ones")
     student: str
     epochs: int = Field(ge=1)
     split: Literal["test", "held-out"]

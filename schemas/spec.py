@@ -39,6 +39,9 @@ class RunSpec(BaseModel):
     guides: str | None = Field(default=None, description="pool of pre-trained guides; default: the method's own")
     hard_rows: bool = Field(default=False, description="also score hard labels on the same images")
     plain_rows: bool = Field(default=False, description="also score students without augmentation on the same images")
+    bytes_row: bool = Field(
+        default=True, description="also score random real JPEG images of as many bytes as images and labels have"
+    )
     seed: int = Field(default=0, ge=0)
     panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share kept from the observers")

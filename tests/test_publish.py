@@ -14,7 +14,7 @@ from hub_server import client_environment
 from hub_state import WRITE, Commit, Fault, File, Hub, Repository
 from sample import IPC, K, draft, tiny_canvas, tiny_labels, tiny_nearest
 
-from dd_tasks import artifact
+from dd_tasks import artifact, card
 from dd_tasks import publish as publishing
 from dd_tasks.errors import InputError
 from dd_tasks.hub import HubError
@@ -88,7 +88,7 @@ def content(repository: Repository, revision: str = "main") -> dict[str, bytes]:
 
 def local(folder: Path, name: str = NAME) -> dict[str, bytes]:
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    return files | {"README.md": files["README.md"].replace(b'"path/to/this-folder"', f'"{name}"'.encode())}
+    return files | {"README.md": card.for_repository(files["README.md"].decode(), name).encode()}
 
 
 def changing(hub: Hub) -> list[str]:

@@ -117,7 +117,7 @@ def test_a_manifest_and_a_claim_give_the_student_back(hard):
         ({"batch": 1}, "student: batch 1: input should be greater than or equal to 2"),
         ({"rate": "much"}, "student: rate 'much': input should be a valid number"),
         ({"tail": float("nan")}, "student: tail nan: input should be "),
-        ({"hard": True}, "student: the manifest gives batch, class_weight, ema, hard, rate, tail, weight_decay; train"),
+        ({"hard": True}, "student: the manifest gives across, batch, class_weight, ema, hard, mirror, rate, tail"),
     ],
 )
 def test_a_student_that_cannot_be_is_refused(change, line):

@@ -34,8 +34,10 @@ def fault_of(seed: int) -> Fault:
 
 def content_of(folder: Path) -> Content:
     """What the Hub should hold of a local artifact."""
+    from dd_tasks import card
+
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return files | {"README.md": files["README.md"].replace(b'"path/to/this-folder"', f'"{NAME}"'.encode())}
+    return files | {"README.md": card.for_repository(files["README.md"].decode(), NAME).encode()}
 
 
 def history(hub: Hub, revision: str = "main") -> list[Content]:

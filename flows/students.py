@@ -1,0 +1,74 @@
+"""Within a flow: the labels of the distilled and of random images, and the students that tell what they are worth."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dd_tasks.store import Ref
+from dd_tasks.students import StudentRecipe, ordinary
+from flows.assemble import Labelled, Row, Run, Seen
+from flows.settings import Settings
+from flows.tasks import encode_labels, relabel, spend_on_jpegs, train_on_full_data, train_ordinarily, train_student
+from flows.workspace import Data, Seat, images_of, seed_of
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The distilled canvas and, a seed, random real images of as many."""
+
+    canvas: Ref
+    random: list[Ref]
+    draws: list[int]  # seeds of the random ones
+
+
+def label_sets(run: Run, sets: Sets, seats: tuple[Seat, ...], data: Data, settings: Settings) -> dict[Seen, Labelled]:
+    """What the committee says of many views, as it will be published; where asked for, also of the images as they are.
+    Random images are labelled alike, by a seed each."""
+    labels: dict[Seen, Labelled] = {}
+    for seen, (ours, theirs) in run.labellers.items():
+        mine = relabel(ours, sets.canvas, seats, data, seed_of(run.spec.seed, "labels"), settings)
+        others = [
+            relabel(theirs, images, seats, data, seed, settings, "random")
+            for images, seed in zip(sets.random, sets.draws, strict=True)
+        ]
+        labels[seen] = Labelled(mine, mine, others)
+    if run.compact:
+        drawn, size = labels["augmented"], run.spec.label_bytes_per_image
+        mine = encode_labels(drawn.drawn, sets.canvas, size, data, settings, "distilled images")
+        others = [
+            encode_labels(views, images, size, data, settings, "random images")
+            for views, images in zip(drawn.random, sets.random, strict=True)
+        ]
+        labels["augmented"] = Labelled(drawn.drawn, mine, others)
+    return labels
+
+
+def train_students(
+    run: Run, sets: Sets, labels: dict[Seen, Labelled], data: Data, settings: Settings
+) -> list[tuple[Row, int, Ref]]:
+    """Every row under the same recipe, last epoch, one student a seed: (row, seed, score)."""
+    scores = []
+    for student, seen, seed in _students(run):
+        found = labels[seen]
+        for row, images, views in (
+            ("distilled", sets.canvas, found.published),
+            ("random", sets.random[seed], found.random[seed]),
+        ):
+            score = train_student.submit(student, images, views, data, seed, settings, f"{row} images")
+            scores.append((run.row(row, student, seen), seed, score))
+    for full in run.full_students:
+        score = train_on_full_data.submit(full, data, settings)
+        scores.append((("full", full.architecture, full.epochs), full.seed, score))
+    if run.spec.bytes_row:
+        for seed, draw in enumerate(sets.draws):
+            jpegs = spend_on_jpegs(sets.canvas, labels["augmented"].published, sets.random[seed], data, draw, settings)
+            for one in run.students:
+                student = ordinary(one, images_of(jpegs, settings), images_of(sets.canvas, settings))
+                score = train_ordinarily.submit(student, jpegs, run.spec.flip, data, seed, settings)
+                scores.append((("jpeg", student.architecture, student.epochs), seed, score))
+    return [(row, seed, found.result()) for row, seed, found in scores]
+
+
+def _students(run: Run) -> Iterator[tuple[StudentRecipe, Seen, int]]:
+    for student, seen in run.rows:
+        for seed in range(run.spec.seeds):
+            yield student, seen, seed
