@@ -13,10 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pydantic import BaseModel
 
 from dd_tasks import citation
-from dd_tasks.claims import ROWS, Pairing, accuracy, at_equal_bytes, pairings, percent
+from dd_tasks.claims import (
+    ORDINARY_UPDATES,
+    QUALITY,
+    ROWS,
+    Pairing,
+    accuracy,
+    at_equal_bytes,
+    pairings,
+    percent,
+)
 from dd_tasks.codec import label_schema
-from dd_tasks.jpegs import QUALITY
-from dd_tasks.students import ORDINARY_UPDATES
 from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
 from schemas.card import size_category as category
 from schemas.manifest import Manifest
@@ -163,9 +170,10 @@ def _bytes_sentence(pair: Pairing) -> str:
     """Whether the dataset is worth its bytes."""
     jpeg = pair.random
     return (
-        f"At equal bytes it {WINS[pair.verdict]}: {jpeg.images:,} random real images, as JPEG files of quality {QUALITY} "
-        f"with class labels, bring {escape(jpeg.student)} to {accuracy(jpeg)}, trained with about {ORDINARY_UPDATES} "
-        f"times the image-updates; this dataset is {percent(pair.lead)} points ahead (2 std: {percent(pair.spread)})."
+        f"At equal bytes it {WINS[pair.verdict]}: {jpeg.images:,} random real images, as JPEG files of quality "
+        f"{QUALITY} with class labels, bring {escape(jpeg.student)} to {accuracy(jpeg)} %, trained with about "
+        f"{ORDINARY_UPDATES} times the image-updates; this dataset is {percent(abs(pair.lead))} points "
+        f"{'behind' if pair.lead < 0 else 'ahead'} (2 std: {percent(pair.spread)})."
     )
 
 

@@ -16,6 +16,8 @@ ROWS = {
     "jpeg": "random real images of as many bytes, as JPEG files with class labels",
     "full": "all real images",
 }
+QUALITY = 75  # of the row jpeg's files, Pillow's default
+ORDINARY_UPDATES = 4  # times the image-updates of the distilled row that its students get
 LIMITS = {"distilled": "", "distilled_hard": "class labels only", "distilled_plain": "no augmentation"}
 
 

@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dd_tasks.claims import QUALITY
 from dd_tasks.decoding import decode, decode_whole
 from dd_tasks.shards import Candidates
 from dd_tasks.types import Canvas, slots_of
-
-QUALITY = 75  # Pillow's default
 
 
 def jpeg(image_CSS: Tensor) -> bytes:

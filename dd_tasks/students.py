@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dd_tasks.augment import own_share, show
+from dd_tasks.claims import ORDINARY_UPDATES
 from dd_tasks.committee import accuracy, autocast, compiled, seeded
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build, builder
@@ -74,7 +75,6 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
 
 
 ORDINARY_CROPS = (0.25, 1.0)
-ORDINARY_UPDATES = 4
 
 
 def ordinary(student: StudentRecipe, images: int, distilled: int) -> StudentRecipe:
