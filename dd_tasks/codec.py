@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from dd_tasks.decoding import decode_whole
 from dd_tasks.errors import InputError
 from dd_tasks.types import Views
 
+CHUNK = 128  # views of a stream that are made together
 Codec = Literal["exact", "compact"]
 
 
@@ -171,11 +173,19 @@ class Stream(IterableDataset[Seen]):
         left = math.inf if self.epochs is None else self.epochs * n
         while left > 0:
             before = left
-            for part in self.labels:
-                views = views_of(_table(part), self.soft_NK, side)
+            for table in _chunks(map(_table, self.labels)):
+                views = views_of(table, self.soft_NK, side)
                 views = views[: int(min(left, len(views)))]
                 yield from zip(show(self.pixels_NCSS, views, slice(None)), views.logits_VK.float(), strict=True)
                 if (left := left - len(views)) <= 0:
                     return
             if self.epochs is None or left == before:
                 return
+
+
+def _chunks(rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Rows of exact labels, some at a time; a row of compact ones is many views already."""
+    while some := list(islice(rows, 1)):
+        if codec_of(some[0]) == "exact":
+            some += islice(rows, CHUNK - 1)
+        yield pa.concat_tables(some)
