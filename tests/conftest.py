@@ -83,6 +83,7 @@ def quick(digits: Path) -> dict[str, object]:
         "student_epochs": 3,
         "student_batch": 10,
         "full_epochs": 1,
+        "bytes_row": False,
         "panel": 10,
         "flip": False,
         "set": {

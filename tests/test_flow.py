@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dd_tasks import packing
+from dd_tasks.errors import InputError
 from dd_tasks.validate import validate
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -74,7 +75,32 @@ def test_the_artifact_opens_without_our_code(first: tuple[Path, Path], tmp_path:
         print(len(images), images[0]["image"].size, images.features["label"].num_classes, len(views))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.split() == ["20", "(16,", "16)", "10", "60"], done.stderr
+    assert done.stdout.split() == ["20", "(16,", "16)", "10", "3"], done.stderr
+
+
+def test_real_images_of_as_many_bytes_are_scored_and_the_card_says_who_wins(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
+) -> None:
+    manifest = distil(quick, tmp_path / "d", first[1], bytes_row=True)
+    jpeg = next(claim for claim in manifest.claims if claim.row == "jpeg")
+    taken = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".parquet"))
+    assert jpeg.images and 20 <= jpeg.images < taken / 300 and jpeg.images % 10 == 0  # no JPEG has fewer bytes
+    assert len(jpeg.accuracies) == 2 and validate(tmp_path / "d") == []
+    told = (tmp_path / "d" / "README.md").read_text()
+    assert f"{jpeg.images:,} random real images, as JPEG files of quality 75" in told
+
+
+def test_exact_labels_keep_every_view_and_compact_ones_a_budget(
+    first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
+) -> None:
+    exact = distil(quick, tmp_path / "exact", first[1], codec="exact").labels
+    assert (exact.codec, exact.epochs, exact.rows, exact.views) == ("exact", 3, 60, 60)
+    small = distil(quick, tmp_path / "small", first[1], label_bytes_per_image=120).labels
+    assert small.codec == "compact" and small.bytes <= 120 * 20 < exact.bytes
+    assert 1 <= small.epochs <= small.drawn == 3 and small.views == 20 * small.epochs
+    assert validate(tmp_path / "exact") == validate(tmp_path / "small") == []
+    with pytest.raises(InputError, match="5 label bytes per image: one epoch of labels takes"):
+        distil(quick, tmp_path / "none", first[1], label_bytes_per_image=5)
 
 
 def test_the_same_run_again_makes_nothing_and_ends_with_the_same_bytes(

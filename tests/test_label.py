@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from dd_tasks import augment
+from dd_tasks import augment, recipe
 from dd_tasks.committee import Observer
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.types import Crops, Views
@@ -196,3 +196,34 @@ def test_no_sub_batch_is_a_lone_view(size):
         Relabel(epochs=1, batch_statistics=size).label(tiny.canvas(n), tiny.studio(watched))
         assert sum(watched.sizes) == n and min(watched.sizes) >= min(n, size)
         assert all(s == size for s in watched.sizes[:-1]) and watched.sizes[-1] < 2 * size
+
+
+@pytest.mark.parametrize(("n", "group", "tiles"), [(7, 3, 1), (6, 6, 1), (4, 9, 1), (1, 2, 1), (6, 4, 2)])
+def test_a_group_shares_crop_flip_mix_box_and_distance_to_the_partner(n, group, tiles):
+    views = OneHot(epochs=4, group=group, tiles=tiles).label(tiny.canvas(n), tiny.studio())
+    assert views.images_V.tolist() == [*range(n)] * 4 and views.epochs_V.tolist() == [
+        e for e in range(4) for _ in range(n)
+    ]
+    assert torch.equal(views.crops.boxes_N4, views.partner_crops.boxes_N4)
+    seen = set()
+    for epoch in range(4):
+        for first in range(0, n, group):
+            rows = slice(epoch * n + first, epoch * n + min(first + group, n))
+            count = rows.stop - rows.start
+            ahead = (views.partners_V[rows] - views.images_V[rows]) % count
+            for same_V in (views.crops.boxes_N4, views.crops.flips_N, views.mix_boxes_V4):
+                assert (same_V[rows] == same_V[rows][0]).all()
+            assert (ahead == ahead[0]).all() and (count == 1 or ahead[0] > 0)
+            assert ((views.partners_V[rows] >= first) & (views.partners_V[rows] < first + count)).all()
+            seen.add(tuple(views.crops.boxes_N4[rows][0].tolist()))
+    assert len(seen) > 1
+
+
+def test_views_drawn_alone_are_as_before_groups_were():
+    assert same(
+        OneHot(epochs=2).label(tiny.canvas(), tiny.studio()),
+        OneHot(epochs=2, group=1).label(tiny.canvas(), tiny.studio()),
+    )
+    assert recipe.identity("x", 1, labeller=OneHot()) == recipe.identity("x", 1, labeller=OneHot(group=1))
+    assert recipe.identity("x", 1, labeller=OneHot()) != recipe.identity("x", 1, labeller=OneHot(group=2))
+    assert "group" not in recipe.plain(OneHot()) and recipe.plain(OneHot(group=2))["group"] == 2

@@ -80,6 +80,38 @@ def test_batches_cover_each_row_of_an_epoch_once_and_cycle_beyond_those_stored()
     assert rows[0] != rows[2] and rows[0] != sorted(rows[0])
 
 
+def test_across_epochs_all_stored_rows_are_shuffled_together_and_cycle():
+    parts = list(batches(views_of(7, 2), 3, 5, tiny.generator(), across=True))
+    assert [len(part) for part in parts] == [3, 4] * 5
+    rows = torch.cat(parts).tolist()
+    assert sorted(rows[:14]) == sorted(rows[14:28]) == list(range(14)) and rows[:14] != rows[14:28]
+    assert set(rows[:7]) != set(range(7))
+
+
+def test_mirrored_students_see_half_of_the_views_flipped(monkeypatch):
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(students, "compiled", lambda net, *_: lambda x: seen.append(x.clone()) or net(x))
+    canvas, views = tiny.canvas(6), views_of(6, 1)
+    shown = augment.show(canvas.images_NCHW.float() / 255, views, slice(None))
+    for mirror in (False, True):
+        seen.clear()
+        recipe = replace(QUICK, epochs=20, mirror=mirror)
+        students.train(recipe, SHAPE, canvas, views, tiny.digits("test", 5), seed=0, device=tiny.CPU)
+        kinds = [
+            (any(torch.equal(x, v) for v in shown), any(torch.equal(x, v.flip(2)) for v in shown))
+            for x in torch.cat(seen)
+        ]
+        assert all(straight or flipped for straight, flipped in kinds)
+        assert (0.3 < sum(not straight for straight, _ in kinds) / len(kinds) < 0.7) == mirror
+
+
+@pytest.mark.parametrize(("images", "epochs", "batch"), [(40, 300, 4), (400, 30, 40), (5000, 2, 50), (10**6, 1, 50)])
+def test_ordinary_students_get_four_times_the_updates_of_distilled_ones(images, epochs, batch):
+    found = students.ordinary(StudentRecipe(epochs=300, mirror=True, across=True), images, 10)
+    assert (found.epochs, found.batch) == (epochs, batch)
+    assert found.hard and not found.mirror and not found.across
+
+
 def test_fewer_epochs_than_stored_use_the_first():
     assert sorted(torch.cat(list(batches(views_of(4, 3), 2, 2, tiny.generator()))).tolist()) == list(range(8))
 

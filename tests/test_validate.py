@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sample import SIDE, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest
+from sample import SIDE, K, N, compact_info, compact_labels, draft, tiny_canvas, tiny_labels, tiny_nearest
 
 from dd_tasks import artifact, card, croissant
 from dd_tasks.croissant import CROISSANT
@@ -361,6 +361,43 @@ def test_what_another_version_would_say_otherwise_is_not_told(out: Path) -> None
     edit_card("| trained on | student | seeds", "|trained on |  student| seeds")(out)
     edit_croissant(lambda c: c.update(description="other words", citeAs="", keywords=[]))(out)
     assert validate(out) == []
+
+
+def compact(out: Path) -> Path:
+    shutil.rmtree(out)
+    labels = compact_labels(top=3)
+    artifact.write(out, tiny_canvas(), labels, draft(labels=compact_info(labels)), {}, nearest=tiny_nearest())
+    return out
+
+
+BROKEN_COMPACT: dict[str, tuple[Break, str]] = {
+    "an image too far": (put(VIEWS, "first", 1, 1), f"{VIEWS}: row 1: images are not within 0..19"),
+    "no image": (put(VIEWS, "count", 1, 0), f"{VIEWS}: row 1: images are not within 0..19"),
+    "partner outside": (put(VIEWS, "ahead", 1, N), f"{VIEWS}: row 1: ahead is not within 0..count - 1"),
+    "crop outside": (put(VIEWS, "left", 0, 16), f"{VIEWS}: row 0: crop is not inside of 16 x 16 pixels"),
+    "mix box outside": (put(VIEWS, "mix_height", 0, 17), f"{VIEWS}: row 0: mix box is not inside of 16 x 16 pixels"),
+    "another step": (put(VIEWS, "step", 1, 0.25), f"{VIEWS}: row 1: step is not 0.5"),
+    "step NaN": (put(VIEWS, "step", 1, float("nan")), f"{VIEWS}: row 1: step is not 0.5"),
+    "codes cut": (put(VIEWS, "codes", 1, b"abc"), f"{VIEWS}: row 1: codes are not 3 for each image"),
+    "classes cut": (put(VIEWS, "classes", 1, [0, 1, 2]), f"{VIEWS}: row 1: classes are not 3 for each image"),
+    "no class": (put(VIEWS, "classes", 1, [0, 1, 10] * N), f"{VIEWS}: row 1: a class is not within 0..9"),
+    "a class twice": (put(VIEWS, "classes", 0, [0, 1, 1] * N), f"{VIEWS}: row 0: a class stands twice in one view"),
+    "views gone": (put(VIEWS, "count", 1, N - 1), "soft_labels: 39 views, by retort.json it should be 40"),
+    "an epoch twice": (put(VIEWS, "epoch", 1, 0), "soft_labels: image 0 has more than one view in epoch 0"),
+    "a null code": (put(VIEWS, "codes", 1, None), f"{VIEWS}: column codes has missing values"),
+    "a column gone": (edit_table(VIEWS, lambda t: t.drop_columns(["ahead"])), f"{VIEWS}: columns are epoch, first"),
+    "top changed": (edit_json(lambda m: m["labels"].update(top=2)), f"{VIEWS}: row 0 (and 1 more): codes are not 2"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_COMPACT)
+def test_broken_compact_labels_are_told(name: str, out: Path) -> None:
+    broken, says = BROKEN_COMPACT[name]
+    assert validate(compact(out)) == []
+    broken(out)
+    problems = validate(out)
+    assert any(says in problem for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
 
 
 def test_many_rows_make_one_line(out: Path) -> None:
