@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dd_tasks import comparison
-from dd_tasks.card import escape
+from dd_tasks.card import escape, size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
+from dd_tasks.plan import compact_label_bytes, exact_label_bytes
 from schemas.comparison import Comparison
 from schemas.manifest import Claim
 
@@ -126,7 +127,68 @@ def digits() -> str:
     return "\n".join(parts)
 
 
-TABLES = runs, comparisons, curves, noise, digits
+def labels() -> str:
+    """Markdown: accuracy against the bytes of labels, and students in batches of other sizes."""
+    parts = []
+    for result in results():
+        if "label_rows" not in result:
+            continue
+        parts += [
+            "",
+            "| labels | bytes of labels | of images | epochs kept | step | batch | distilled | random | lead "
+            "| real JPEG images of as many bytes |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for row in result["label_rows"]:
+            parts.append(f"| {' | '.join(_label_cells(row))} |")
+        minutes = sum(row["wall_seconds"] for row in result["label_rows"]) / 60
+        first = result["label_rows"][0]["command"]
+        parts += [
+            "",
+            f"`{first}` and so on: {minutes:.0f} minutes for what the store did not hold, {result['machine']}.",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _label_cells(row: dict[str, Any]) -> list[str]:
+    kept, claims = row["labels"], [Claim.model_validate(claim) for claim in row["claims"]]
+    pair = pairings(claims)[0]
+    jpegs = [f"{accuracy(claim)} ({claim.images:,} images)" for claim in claims if claim.row == "jpeg"]
+    return [
+        "exact" if kept["codec"] == "exact" else f"1/{row['ratio']}",
+        f"{kept['bytes']:,}",
+        f"{row['image_bytes']:,}",
+        f"{kept['epochs']} of {kept['drawn']}",
+        f"{kept['step']:.3g}" if kept["step"] else "",
+        str(row["student"]["batch"]),
+        accuracy(pair.distilled),
+        accuracy(pair.random),
+        f"{100 * pair.lead:+.2f} {pair.verdict}",
+        *(jpegs or [""]),
+    ]
+
+
+IMPLIED = (
+    ("ImageNet-1K, 50 per class", 50_000, 1000, "28 GB"),
+    ("ImageNet-21K, 10 per class", 104_500, 10_450, "643 GB"),
+)
+
+
+def implied() -> str:
+    """Markdown: what labels of 300 epochs take by the arithmetic of `dd_tasks.plan`."""
+    lines = [
+        "",
+        "| 300 labelled views an image | published | exact | compact, 10 classes a view | ratio |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, images, classes, published in IMPLIED:
+        exact, compact = exact_label_bytes(images, classes, 300), compact_label_bytes(images, classes, 300)
+        lines.append(f"| {name} | {published} | {size(exact)} | {size(compact)} | {exact / compact:.0f} |")
+    return "\n".join([*lines, "", ""])
+
+
+TABLES = runs, comparisons, labels, implied, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:

@@ -35,7 +35,7 @@ RANKS = (
         "claims",
     ),
     ("shards", "voters", "nearness", "compact", "exact", "changelog"),
-    ("codec", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
+    ("codec", "jpegs", "plan", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
     ("artifact", "agreement", "presets", "distill", "comparison"),

@@ -104,7 +104,7 @@ def manifest(**changes: object) -> Manifest:
         observers=[
             ObserverEntry(name="o", architecture="resnet18", epochs=9, accuracy=0.8765, digest=DIGEST, seconds=5)
         ],
-        labels=LabelInfo(codec="exact", epochs=2, views=18, bytes=2048),
+        labels=LabelInfo(codec="exact", epochs=2, drawn=2, views=18, rows=18, bytes=2048),
         claims=CLAIMS,
         cost=Cost(image_updates=1234, seconds={"recover": 61.5, "relabel": 2}, peak_memory_bytes=2**20, machine="box"),
         command="retort distill --ipc 3",
@@ -283,7 +283,7 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 def test_page_without_most_things() -> None:
     after = canvas(1, 1)
     bare = manifest(classes=["one"], ipc=1, claims=[], observers=[], recipe={})
-    bare = bare.model_copy(update={"labels": LabelInfo(codec="exact", epochs=0, views=0, bytes=0)})
+    bare = bare.model_copy(update={"labels": LabelInfo(codec="exact", epochs=0, drawn=0, views=0, rows=0, bytes=0)})
     bare = bare.model_copy(update={"cost": Cost(image_updates=0, seconds={}, peak_memory_bytes=0, machine="box")})
     none = Story(after.images_NCHW, (torch.zeros(0),), (torch.zeros(0),), torch.zeros(0, 0, 0), 0)
     html = Page(report.render(bare, after, Story.from_bytes(none.to_bytes())))
