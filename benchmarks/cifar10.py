@@ -15,7 +15,7 @@ def main() -> None:
     options = parser(__doc__, "runs/cifar10/dataset")
     options.add_argument("--preset", default="e2d")
     arguments, further = options.parse_known_args()
-    made = timed(["run", arguments.preset], arguments, further)
+    made = timed(["run", arguments.preset, "--codec", "exact", "--no-bytes-row"], arguments, further)
     manifest = json.loads((arguments.out / "retort.json").read_text())
     cost = manifest["cost"]
     kept = ("preset", "recipe", "ipc", "seed", "observers", "labels", "claims", "versions")

@@ -15,7 +15,7 @@ from dd_tasks.presets import PRESETS
 
 OPTIONS = (
     "--ipc 3 --committee tiny --no-flip --student convnet3_w32 --student-batch 10 --seeds 2 --student-epochs 80 "
-    "--full-epochs 0 --set labeller.epochs=80 --set labeller.scale=[0.5,1.0]"
+    "--full-epochs 0 --codec exact --no-bytes-row --set labeller.epochs=80 --set labeller.scale=[0.5,1.0]"
 )
 
 

@@ -29,6 +29,7 @@ MEASURED = ("distilled", "distilled_hard")
 NOT_HERE = {
     "distilled_plain": "the labels of its views are not in the artifact",
     "full": "needs the source images",
+    "jpeg": "needs the source images",
 }
 REMOTE = ("https", "http", "s3", "gs", "gcs", "az", "hf")
 OPTIONS = {"test": "--test", "held-out": "--shards"}

@@ -131,10 +131,17 @@ def show_plan(spec: RunSpec, out: Path) -> None:
         "image-updates per image, at most": steps
         * sum(ballot.voters.at_once(len(resolved.observers)) for ballot in resolved.recipe.ballots),
         "labelled views per image": resolved.recipe.labeller.epochs,
+        "soft labels": _labels_planned(resolved.compact, spec.label_bytes_per_image),
         "students": [f"{s.architecture}, {s.epochs} epochs, {spec.seeds} seeds" for s in resolved.students],
         "out": str(out),
     }
     print(yaml.safe_dump({"recipe": plain(resolved.recipe), "plan": plan}, sort_keys=False), end="")
+
+
+def _labels_planned(compact: bool, per_image: int | None) -> str:
+    if not compact:
+        return "exact"
+    return f"compact, at most {f'{per_image:,} bytes an image' if per_image else 'as many bytes as the images'}"
 
 
 def show_presets() -> None:

@@ -58,7 +58,7 @@ def test_the_artifact_names_the_nearest_real_images(first: tuple[Path, Path]) ->
 
     loaded = read(first[0])
     near = loaded.manifest.nearness
-    assert near.began == 20 and loaded.manifest.cost.seconds["nearness"] > 0
+    assert near.began == 20 and "nearness" in loaded.manifest.cost.seconds
     assert near.kept == sum(key in keys for key, keys in zip(loaded.nearest.keys, loaded.canvas.sources, strict=True))
     assert near.kept >= 15  # ten steps leave an image near the one it began from
     assert near.median > near.random_median > 0.5
