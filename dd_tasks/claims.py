@@ -17,7 +17,7 @@ ROWS = {
     "full": "all real images",
 }
 QUALITY = 75  # of the row jpeg's files, Pillow's default
-ORDINARY_UPDATES = 4  # times the image-updates of the distilled row that its students get
+ORDINARY_UPDATES = 2  # times the image-updates of the distilled row that its students get
 LIMITS = {"distilled": "", "distilled_hard": "class labels only", "distilled_plain": "no augmentation"}
 
 

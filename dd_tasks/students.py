@@ -79,10 +79,10 @@ ORDINARY_CROPS = (0.25, 1.0)
 
 def ordinary(student: StudentRecipe, images: int, distilled: int) -> StudentRecipe:
     """How one trains the student's architecture on so many real images with their classes, without us: crops, flips and
-    CutMix, drawn anew in every epoch, batches of 50, and ORDINARY_UPDATES times the image-updates that students of the
-    distilled images get."""
+    CutMix, drawn anew in every epoch, and ORDINARY_UPDATES times the image-updates that students of the distilled
+    images get."""
     epochs = max(1, round(ORDINARY_UPDATES * student.epochs * distilled / images))
-    return replace(student, epochs=epochs, batch=min(50, max(images // 10, 2)), hard=True, mirror=False, across=False)
+    return replace(student, epochs=epochs, hard=True, mirror=False, across=False)
 
 
 def rate_at(progress: float, tail: float) -> float:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from test_cli import call, refused
 
+from dd_tasks import card
 from dd_tasks.artifact import read_manifest
 from dd_tasks.validate import validate
 from dd_tasks.verify import Check, Scope
@@ -50,11 +51,13 @@ def outcomes(checks: dict[str, Check]) -> dict[str, str]:
 
 
 def altered(made: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of the artifact with another manifest."""
+    """A copy of the artifact with another manifest, and a card that claims the same."""
     shutil.copytree(made / "dataset", folder)
-    fields = json.loads((folder / "retort.json").read_text())
+    fields, before = json.loads((folder / "retort.json").read_text()), card.claims_table(read_manifest(folder))
     change(fields)
     (folder / "retort.json").write_text(json.dumps(fields))
+    text, after = (folder / "README.md").read_text(), card.claims_table(read_manifest(folder))
+    (folder / "README.md").write_text(text.replace("\n".join(before), "\n".join(after)))
     return folder
 
 
@@ -144,6 +147,7 @@ def test_a_manifest_says_where_its_shards_lay_but_no_path_of_a_machine(made: Pat
     assert manifest.test and manifest.source.patterns == manifest.test.patterns == []  # those of the tests are absolute
     assert manifest.student == {
         "batch": 10, "rate": 0.001, "weight_decay": 0.01, "class_weight": 0.025, "ema": 0.99, "tail": 1 / 6,
+        "mirror": False, "across": True,
     }  # fmt: skip
 
 
