@@ -7,7 +7,7 @@ from dd_tasks.claims import ROWS, accuracy
 from schemas.manifest import Claim, Manifest
 
 FIELDS = ("name", "preset", "seed", "license", "held_out")
-LABELS = ("codec", "epochs", "views", "batch_statistics")
+LABELS = ("codec", "epochs", "drawn", "views", "top", "step", "batch_statistics")
 SHOWN = 20  # differences of the recipe
 NONE = "none"
 

@@ -1,17 +1,44 @@
 """`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
 
-import os
 import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from flows.settings import Settings
-    from schemas.spec import RunSpec
+from flows.options import (
+    BytesRow,
+    CodecName,
+    Committee,
+    Device,
+    Flip,
+    FullEpochs,
+    GuidePool,
+    HardRows,
+    Ipc,
+    LabelBytes,
+    License,
+    Overrides,
+    PanelSize,
+    PlainRows,
+    Seed,
+    Seeds,
+    Shards,
+    Side,
+    SourceDataset,
+    Store,
+    Student,
+    StudentBatch,
+    StudentEpochs,
+    Test,
+    Tolerate,
+    Verbose,
+    settings_of,
+    spec_of,
+    use_hub,
+)  # fmt: skip
 
 app = typer.Typer(
     name="retort", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -25,35 +52,6 @@ app.add_typer(committee_app, name="committee")
 app.add_typer(guides_app, name="guides")
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
-
-Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
-Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
-Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")]
-Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
-Side = Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")]
-Committee = Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")]
-Student = Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")]
-Seeds = Annotated[int | None, typer.Option(help="Students a row.")]
-StudentEpochs = Annotated[int | None, typer.Option(help="Epochs of a student.")]
-StudentBatch = Annotated[int | None, typer.Option(help="Views a batch of a student.")]
-FullEpochs = Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")]
-HardRows = Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels, for LRS.")]
-PlainRows = Annotated[bool | None, typer.Option("--plain-rows", help="Also score without augmentation, for ARS.")]
-Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
-Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")]
-PanelSize = Annotated[int | None, typer.Option(help="Images recovered together.")]
-GuidePool = Annotated[str | None, typer.Option("--guides", help="Pool, e.g. 'convnet3@epoch=2,4,8 seeds=0..2'.")]
-License = Annotated[str | None, typer.Option("--license", help="Of the real data, by the Hub's identifier.")]
-SourceDataset = Annotated[str | None, typer.Option(help="The real data's name, on the Hub or elsewhere.")]
-CodecName = Annotated[str | None, typer.Option(help="Of soft labels: compact (the default) or exact.")]
-LabelBytes = Annotated[int | None, typer.Option(help="Of compact labels; default: as many as the images take.")]
-BytesRow = Annotated[
-    bool | None, typer.Option("--bytes-row/--no-bytes-row", help="Also score real JPEG images of as many bytes.")
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
-Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
 
 
 @app.command()
@@ -90,7 +88,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Distil shards into a dataset: train the committee, recover, relabel, score, validate, report."""
-    spec = _spec(
+    spec = spec_of(
         preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
         student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
         plain_rows=plain_rows, seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate,
@@ -102,7 +100,7 @@ def run(
     if dry_run:
         launch.show_plan(spec, out)
     else:
-        launch.run(spec, out, report, _settings(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
+        launch.run(spec, out, report, settings_of(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
 
 
 @app.command()
@@ -132,7 +130,7 @@ def compare(
 ) -> None:
     """Run several methods under the same observers, labels, students and seeds; one table, one page."""
     specs = tuple(
-        _spec(
+        spec_of(
             preset, shards=shards, test=test, ipc=n, side=side, committee=committee, students=student, seeds=seeds,
             student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
             plain_rows=plain_rows, seed=seed, flip=flip, panel=panel, labels=None if labels == "own" else labels,
@@ -143,7 +141,7 @@ def compare(
     )  # fmt: skip
     from flows import launch
 
-    launch.compare(specs, out, _settings(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
+    launch.compare(specs, out, settings_of(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
 
 
 @app.command("presets")
@@ -187,7 +185,7 @@ def verify(
 
     wanted = tuple(filter(None, students.split(",")))
     scope = Scope(wanted, quick, tuple(test or ()), tuple(shards or ()))
-    if not launch.verify(target, scope, junit, _settings(store, device, verbose)):
+    if not launch.verify(target, scope, junit, settings_of(store, device, verbose)):
         raise SystemExit(1)
 
 
@@ -215,7 +213,7 @@ def publish(
     verbose: Verbose = False,
 ) -> None:
     """Publish an artifact in one commit: validate, commit, read back, tag. Again, it changes nothing."""
-    _use_hub(endpoint)
+    use_hub(endpoint)
     from flows import console, launch
     from schemas.release import ReleaseSpec
 
@@ -226,20 +224,6 @@ def publish(
             target=target, private=private, branch=branch, pull_request=pull_request, tag=tag, token_block=token_block
         ),
     )  # fmt: skip
-
-
-def _use_hub(endpoint: str | None) -> None:
-    """Talk to the Hub at this URL, with progress bars on a terminal alone. Call before anything imports
-    huggingface_hub, which reads these settings once."""
-    from dd_tasks.errors import InputError
-
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if endpoint is None:
-        return
-    if not re.match(r"https?://[^/]", endpoint):
-        raise InputError(f"--endpoint {endpoint!r}: expected http:// or https:// and a host")
-    os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
 
 
 @shards_app.command("pack")
@@ -303,7 +287,7 @@ def train(
     """Train a committee into the store; later runs on the same shards find it there."""
     from flows import launch
 
-    launch.train(committee, tuple(shards), side, tolerate, keep_every, epochs, _settings(store, device, verbose))
+    launch.train(committee, tuple(shards), side, tolerate, keep_every, epochs, settings_of(store, device, verbose))
 
 
 @committee_app.command("priors")
@@ -321,7 +305,7 @@ def priors(
     verbose: Verbose = False,
 ) -> None:
     """Measure what each observer is worth alone, on held-out training images; later runs find it in the store."""
-    spec = _spec(
+    spec = spec_of(
         preset,
         shards=shards,
         ipc=ipc,
@@ -333,7 +317,7 @@ def priors(
     )
     from flows import launch
 
-    launch.measure_priors(spec, _settings(store, device, verbose))
+    launch.measure_priors(spec, settings_of(store, device, verbose))
 
 
 @guides_app.callback()
@@ -371,7 +355,7 @@ def study(
 
     factors, presets = zip(*guides.study(base, architecture, other, epochs, foreign), strict=True)
     specs = tuple(
-        _spec(
+        spec_of(
             preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
             student_epochs=student_epochs, student_batch=student_batch, full_epochs=0, seed=seed, flip=flip,
             panel=panel, codec="exact", bytes_row=False, set=override or None,
@@ -381,7 +365,7 @@ def study(
     from flows import launch
 
     command = shlex.join(["retort", *sys.argv[1:]])
-    launch.compare(specs, out, _settings(store, device, verbose), command, factors)
+    launch.compare(specs, out, settings_of(store, device, verbose), command, factors)
 
 
 @committee_app.command("import")
@@ -401,64 +385,7 @@ def import_(
     from flows import launch
 
     member = Imported(architecture, weights, sha256.lower())
-    launch.import_observer(member, tuple(shards), committee, side, _settings(store, device, verbose))
-
-
-def _settings(store: str, device: str, verbose: bool) -> "Settings":
-    from flows import console
-    from flows.settings import Settings
-
-    console.start(verbose)
-    return Settings(store=store, device=device)
-
-
-def _overrides(pairs: list[str]) -> dict[str, str]:
-    from dd_tasks.errors import InputError
-
-    for pair in pairs:
-        if "=" not in pair:
-            raise InputError(f"--set {pair!r}: expected part.field=value")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _spec(preset: str, **options: Any) -> "RunSpec":
-    """The run as specified by a SPEC.yaml and the options that were given, those first. InputError for what does not
-    fit."""
-    from pydantic import ValidationError
-
-    from dd_tasks.errors import InputError
-    from schemas.spec import RunSpec
-
-    given = {key: value for key, value in options.items() if value is not None}
-    if "set" in given:
-        given["set"] = _overrides(given["set"])
-    values: dict[str, Any] = {"preset": preset}
-    if preset.endswith((".yaml", ".yml")):
-        values = _yaml(Path(preset))
-    elif "shards" not in given or "ipc" not in given:
-        raise InputError(f"run {preset}: --{'ipc' if 'shards' in given else 'shards'} is missing")
-    try:
-        return RunSpec(**{**values, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place} {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    from dd_tasks.errors import InputError
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of parameters, found {type(values).__name__}")
-    return values
+    launch.import_observer(member, tuple(shards), committee, side, settings_of(store, device, verbose))
 
 
 def main() -> None:

@@ -1,0 +1,113 @@
+"""The options that several commands take, and what is made of them. Imports nothing heavy."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from schemas.spec import RunSpec
+
+Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
+Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")]
+Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
+Side = Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")]
+Committee = Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")]
+Student = Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")]
+Seeds = Annotated[int | None, typer.Option(help="Students a row.")]
+StudentEpochs = Annotated[int | None, typer.Option(help="Epochs of a student.")]
+StudentBatch = Annotated[int | None, typer.Option(help="Views a batch of a student.")]
+FullEpochs = Annotated[int | None, typer.Option(help="Epochs of the full-data row; 0 leaves it out.")]
+HardRows = Annotated[bool | None, typer.Option("--hard-rows", help="Also score hard labels, for LRS.")]
+PlainRows = Annotated[bool | None, typer.Option("--plain-rows", help="Also score without augmentation, for ARS.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether mirrored images keep their class.")]
+PanelSize = Annotated[int | None, typer.Option(help="Images recovered together.")]
+GuidePool = Annotated[str | None, typer.Option("--guides", help="Pool, e.g. 'convnet3@epoch=2,4,8 seeds=0..2'.")]
+License = Annotated[str | None, typer.Option("--license", help="Of the real data, by the Hub's identifier.")]
+SourceDataset = Annotated[str | None, typer.Option(help="The real data's name, on the Hub or elsewhere.")]
+CodecName = Annotated[str | None, typer.Option(help="Of soft labels: compact (the default) or exact.")]
+LabelBytes = Annotated[int | None, typer.Option(help="Of compact labels; default: as many as the images take.")]
+BytesRow = Annotated[
+    bool | None, typer.Option("--bytes-row/--no-bytes-row", help="Also score real JPEG images of as many bytes.")
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
+Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
+
+
+def use_hub(endpoint: str | None) -> None:
+    """Talk to the Hub at this URL, with progress bars on a terminal alone. Call before anything imports
+    huggingface_hub, which reads these settings once."""
+    from dd_tasks.errors import InputError
+
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if endpoint is None:
+        return
+    if not re.match(r"https?://[^/]", endpoint):
+        raise InputError(f"--endpoint {endpoint!r}: expected http:// or https:// and a host")
+    os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
+
+
+def settings_of(store: str, device: str, verbose: bool) -> "Settings":
+    from flows import console
+    from flows.settings import Settings
+
+    console.start(verbose)
+    return Settings(store=store, device=device)
+
+
+def _overrides(pairs: list[str]) -> dict[str, str]:
+    from dd_tasks.errors import InputError
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--set {pair!r}: expected part.field=value")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def spec_of(preset: str, **options: Any) -> "RunSpec":
+    """The run as specified by a SPEC.yaml and the options that were given, those first. InputError for what does not
+    fit."""
+    from pydantic import ValidationError
+
+    from dd_tasks.errors import InputError
+    from schemas.spec import RunSpec
+
+    given = {key: value for key, value in options.items() if value is not None}
+    if "set" in given:
+        given["set"] = _overrides(given["set"])
+    values: dict[str, Any] = {"preset": preset}
+    if preset.endswith((".yaml", ".yml")):
+        values = _yaml(Path(preset))
+    elif "shards" not in given or "ipc" not in given:
+        raise InputError(f"run {preset}: --{'ipc' if 'shards' in given else 'shards'} is missing")
+    try:
+        return RunSpec(**{**values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{place} {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    from dd_tasks.errors import InputError
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of parameters, found {type(values).__name__}")
+    return values
