@@ -21,6 +21,7 @@ def main() -> None:
     options.add_argument("--ratios", nargs="+", type=int, default=[10, 40, 100, 200])
     options.add_argument("--bytes-rows", nargs="+", type=int, default=[1, 40, 100])
     options.add_argument("--batches", nargs="*", type=int, default=[50, 100])
+    options.add_argument("--batch-seeds", type=int, default=3, help="students a row in other batches")
     options.add_argument("--folder", type=Path, default=Path("runs/cifar10/labels"), help="of the artifacts")
     arguments, further = options.parse_known_args()
 
@@ -36,7 +37,8 @@ def main() -> None:
         rows.append(row(f"ratio-{ratio}", ratio, *_budget(rows[0]["labels"]["bytes"] // ratio // images)))
     for batch in arguments.batches:
         budget = _budget(rows[0]["labels"]["bytes"] // BATCHES_AT // images)
-        rows.append(row(f"batch-{batch}", BATCHES_AT, *budget, "--student-batch", str(batch)) | {"batch": batch})
+        more = ["--student-batch", str(batch), "--seeds", str(arguments.batch_seeds)]
+        rows.append(row(f"batch-{batch}", BATCHES_AT, *budget, *more))
     machine = json.loads((arguments.out / "retort.json").read_text())["cost"]["machine"]
     keep(f"cifar10-labels-ipc{arguments.ipc}", {"preset": arguments.preset, "machine": machine, "label_rows": rows})
 

@@ -135,9 +135,9 @@ def labels() -> str:
             continue
         parts += [
             "",
-            "| labels | bytes of labels | of images | epochs kept | step | batch | distilled | random | lead "
+            "| labels | bytes of labels | of images | epochs kept | step | batch | n | distilled | random | lead "
             "| real JPEG images of as many bytes |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in result["label_rows"]:
             parts.append(f"| {' | '.join(_label_cells(row))} |")
@@ -162,6 +162,7 @@ def _label_cells(row: dict[str, Any]) -> list[str]:
         f"{kept['epochs']} of {kept['drawn']}",
         f"{kept['step']:.3g}" if kept["step"] else "",
         str(row["student"]["batch"]),
+        str(len(pair.distilled.seeds)),
         accuracy(pair.distilled),
         accuracy(pair.random),
         f"{100 * pair.lead:+.2f} {pair.verdict}",
