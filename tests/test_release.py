@@ -51,12 +51,17 @@ def test_a_folder_that_is_no_artifact_is_one_line(
 
 
 def kept_by_prefect() -> str:
-    """Everything that Prefect stores of the runs so far, as text."""
+    """All that Prefect stores of the latest runs, as text."""
     from prefect import get_client
+    from prefect.client.schemas.sorting import FlowRunSort, LogSort, TaskRunSort
 
     with get_client(sync_client=True) as prefect:
-        runs = [*prefect.read_flow_runs(), *prefect.read_task_runs()]
-        return "\n".join(each.model_dump_json() for each in [*runs, *prefect.read_logs()])
+        found = [
+            *prefect.read_flow_runs(sort=FlowRunSort.START_TIME_DESC),
+            *prefect.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC),
+            *prefect.read_logs(sort=LogSort.TIMESTAMP_DESC),
+        ]
+        return "\n".join(each.model_dump_json() for each in found)
 
 
 @pytest.mark.usefixtures("prefect_server")

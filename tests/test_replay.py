@@ -1,5 +1,7 @@
 """Views seen again, from the Parquet files, by the client that strangers use: what the committee saw and said."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,9 +9,9 @@ import datasets
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from sample import SIDE, K, N, compact_info, draft, exact_info, tiny_canvas, tiny_nearest
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dd_tasks import artifact, codec
 from dd_tasks.codec import Labels, Replay, replay
@@ -90,16 +92,54 @@ def test_a_thousand_random_rows_are_what_the_committee_saw_to_the_last_bit(publi
         assert off <= (labels.coding.step / 2 + 0.01 if labels.coding else 0), row
 
 
-@pytest.mark.parametrize(("batch", "workers"), [(10, 0), (50, 2), (100, 0)])
+# In a process of its own: a test session's threads and exit hooks are not for the workers that are forked off it.
+LOADS = """if True:
+    import sys
+    import torch
+    from datasets import load_dataset
+    from safetensors.torch import save_file
+    from torch.utils.data import DataLoader
+    from dd_tasks.codec import replay
+
+    images, found = load_dataset(sys.argv[1], split="train"), {}
+    for how in sys.argv[3:]:
+        batch, workers, streaming = map(int, how.split("-"))
+        labels = load_dataset(sys.argv[1], "soft_labels", split="train", streaming=bool(streaming))
+        loader = DataLoader(replay(images, labels), batch, shuffle=None if streaming else True, num_workers=workers)
+        seen, logits = (torch.cat(parts) for parts in zip(*loader))
+        found |= {f"{how} seen": seen, f"{how} logits": logits}
+    save_file(found, sys.argv[2])
+"""
+AT_HAND, STREAMED = ("10-0-0", "50-2-0", "100-0-0"), ("32-0-1", "32-2-1")  # batch, workers, streaming
+
+
+@pytest.fixture(scope="module")
+def loaded(published: tuple, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """All views and logits as DataLoaders give them."""
+    result = tmp_path_factory.mktemp("loaded") / "found"
+    command = [sys.executable, "-c", LOADS, str(published[0]), str(result), *AT_HAND, *STREAMED]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load_file(result)
+
+
+@pytest.mark.parametrize("how", AT_HAND)
 def test_any_batch_size_order_and_number_of_workers_shows_the_same_views(
-    published: tuple, batch: int, workers: int
+    published: tuple, loaded: dict[str, Tensor], how: str
 ) -> None:
-    out, labels, *_ = published
-    again = replayed(out)
-    loader = DataLoader(again, batch, shuffle=True, num_workers=workers, generator=tiny.generator(1))
-    found = torch.cat([logits for _, logits in loader])
-    assert found.sum(1).sort().values.equal(labels.views.logits_VK.float().sum(1).sort().values)
-    assert not torch.equal(found, labels.views.logits_VK.float())
+    expected_VK, found_VK = published[1].views.logits_VK.float(), loaded[f"{how} logits"]
+    assert found_VK.sum(1).sort().values.equal(expected_VK.sum(1).sort().values)
+    assert not torch.equal(found_VK, expected_VK)
+
+
+@pytest.mark.parametrize("how", STREAMED)
+def test_a_stream_shows_the_same_views_in_the_order_of_the_rows(
+    published: tuple, loaded: dict[str, Tensor], how: str
+) -> None:
+    every = replayed(published[0])
+    views_VCSS, logits_VK = (torch.stack(parts) for parts in zip(*every.__getitems__(range(len(every))), strict=True))
+    assert torch.equal(bytes_of(loaded[f"{how} seen"]), bytes_of(views_VCSS))
+    assert torch.equal(loaded[f"{how} logits"], logits_VK)
 
 
 def test_batches_and_single_rows_agree(published: tuple) -> None:
@@ -107,17 +147,6 @@ def test_batches_and_single_rows_agree(published: tuple) -> None:
     rows = [5, 1, len(again) - 1, 5]
     for (one, _), (other, _) in zip(again.__getitems__(rows), [again[i] for i in rows], strict=True):
         assert torch.equal(bytes_of(one), bytes_of(other))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_shows_the_same_views_in_the_order_of_the_rows(published: tuple, workers: int) -> None:
-    out, *_ = published
-    every = replayed(out)
-    stream = DataLoader(replayed(out, streaming=True), 32, num_workers=workers)
-    views, logits = (torch.cat(parts) for parts in zip(*stream, strict=True))
-    assert len(views) == len(every)
-    assert torch.equal(bytes_of(views), bytes_of(torch.stack([view for view, _ in every])))
-    assert torch.equal(logits, torch.stack([label for _, label in every]))
 
 
 def test_epochs_beyond_those_stored_begin_again(published: tuple) -> None:
