@@ -166,7 +166,7 @@ def _label_cells(row: dict[str, Any]) -> list[str]:
         accuracy(pair.distilled),
         accuracy(pair.random),
         f"{100 * pair.lead:+.2f} {pair.verdict}",
-        *(jpegs or [""]),
+        "; ".join(jpegs),
     ]
 
 

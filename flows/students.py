@@ -59,11 +59,15 @@ def train_students(
         score = train_on_full_data.submit(full, data, settings)
         scores.append((("full", full.architecture, full.epochs), full.seed, score))
     if run.spec.bytes_row:
-        for seed, draw in enumerate(sets.draws):
-            jpegs = spend_on_jpegs(sets.canvas, labels["augmented"].published, sets.random[seed], data, draw, settings)
-            for one in run.students:
-                student = ordinary(one, images_of(jpegs, settings), images_of(sets.canvas, settings))
-                score = train_ordinarily.submit(student, jpegs, run.spec.flip, data, seed, settings)
+        mine = labels["augmented"].published
+        jpegs = [
+            spend_on_jpegs(sets.canvas, mine, random, data, draw, settings)
+            for random, draw in zip(sets.random, sets.draws, strict=True)
+        ]
+        counts = images_of(jpegs[0], settings), images_of(sets.canvas, settings)
+        for student in (ordinary(one, *counts) for one in run.students):
+            for seed, images in enumerate(jpegs):
+                score = train_ordinarily.submit(student, images, run.spec.flip, data, seed, settings)
                 scores.append((("jpeg", student.architecture, student.epochs), seed, score))
     return [(row, seed, found.result()) for row, seed, found in scores]
 
