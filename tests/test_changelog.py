@@ -54,6 +54,7 @@ def test_labels_data_and_observers_are_told() -> None:
     new["source"]["digest"] = new["observers"][0]["digest"] = DIGEST[::-1]
     assert changelog(draft(**old), draft(**new)) == [
         "labels.epochs: 3 -> 5",
+        "labels.drawn: 3 -> 5",
         "labels.views: 60 -> 100",
         "real data: 100 images -> 100, other shards or classes",
         "observers: first -> first, other weights",
