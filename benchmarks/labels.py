@@ -22,12 +22,13 @@ def main() -> None:
     options.add_argument("--bytes-rows", nargs="+", type=int, default=[1, 40, 100])
     options.add_argument("--batches", nargs="*", type=int, default=[50, 100])
     options.add_argument("--batch-seeds", type=int, default=3, help="students a row in other batches")
-    options.add_argument("--folder", type=Path, default=Path("runs/cifar10/labels"), help="of the artifacts")
     arguments, further = options.parse_known_args()
 
-    def row(name: str, ratio: int, *more: str) -> dict[str, Any]:
-        arguments.out = arguments.folder / name
-        scored = [] if ratio in arguments.bytes_rows and "--student-batch" not in more else ["--no-bytes-row"]
+    folder: Path = arguments.out
+
+    def row(name: str, ratio: int, *more: str, jpegs: bool = True) -> dict[str, Any]:
+        arguments.out = folder / name
+        scored = [] if jpegs and ratio in arguments.bytes_rows else ["--no-bytes-row"]
         made = timed(["run", arguments.preset], arguments, [*more, *scored, "--full-epochs", "0", *further])
         return {"ratio": ratio, **made, **_told(arguments.out)}
 
@@ -38,7 +39,7 @@ def main() -> None:
     for batch in arguments.batches:
         budget = _budget(rows[0]["labels"]["bytes"] // BATCHES_AT // images)
         more = ["--student-batch", str(batch), "--seeds", str(arguments.batch_seeds)]
-        rows.append(row(f"batch-{batch}", BATCHES_AT, *budget, *more))
+        rows.append(row(f"batch-{batch}", BATCHES_AT, *budget, *more, jpegs=False))
     machine = json.loads((arguments.out / "retort.json").read_text())["cost"]["machine"]
     keep(f"cifar10-labels-ipc{arguments.ipc}", {"preset": arguments.preset, "machine": machine, "label_rows": rows})
 

@@ -214,7 +214,7 @@ def choose(views: Views, soft_NK: Tensor, side: int, budget: int) -> Coding:
     sample = pruned(views, min(drawn, SAMPLE))
     left_VK = sample.logits_VK.float() - mixed_logits(sample, own_logits(soft_NK), side)
     chosen = None
-    for coding in _codings(max(float(left_VK.std()), 1e-3), soft_NK.shape[1], drawn):
+    for coding in _codings(left_VK, drawn):
         fitting = _epochs_within(budget, sample, soft_NK, coding, side)
         chosen = chosen or replace(coding, epochs=min(max(fitting, 1), drawn))
         if fitting < drawn:
@@ -231,12 +231,13 @@ def choose(views: Views, soft_NK: Tensor, side: int, budget: int) -> Coding:
     return chosen
 
 
-def _codings(spread: float, classes: int, epochs: int) -> Iterator[Coding]:
-    """From coarse to fine; `spread` is the standard deviation of what is rounded."""
-    finer = 1.0
-    while COARSEST / finer > FINEST:
-        step = float(np.float32(COARSEST * spread / finer))  # as its column holds it
-        yield Coding(min(classes, round(FEWEST * finer)), step, epochs)
+def _codings(left_VK: Tensor, epochs: int) -> Iterator[Coding]:
+    """From coarse to fine, for what is rounded, as far as a code can tell the largest of it."""
+    spread, classes = max(float(left_VK.std()), 1e-3), left_VK.shape[1]
+    finest = max(FINEST * spread, float(left_VK.abs().max()) / LARGEST)
+    step, finer = COARSEST * spread, 1.0
+    while finer == 1 or step / finer > finest:
+        yield Coding(min(classes, round(FEWEST * finer)), float(np.float32(max(step / finer, finest))), epochs)
         finer *= 2**0.5
 
 

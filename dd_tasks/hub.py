@@ -48,7 +48,7 @@ def fetch_weights(repository: str) -> Path:
         raise InputError(f"no {WEIGHTS} from {repository!r}: {_reason(error)}") from None
 
 
-def fetch_dataset(repository: str, endpoint: str | None = None) -> Path:
+def fetch_dataset(repository: str) -> Path:
     """The files of a dataset repository `ORG/NAME[@REVISION]`, all of one commit, in the Hub's cache. InputError where
     there are none."""
     from huggingface_hub import snapshot_download
@@ -57,7 +57,7 @@ def fetch_dataset(repository: str, endpoint: str | None = None) -> Path:
     limit_requests()
     name, _, revision = repository.partition("@")
     try:
-        return Path(snapshot_download(name, repo_type=TYPE, revision=revision or None, endpoint=endpoint))
+        return Path(snapshot_download(name, repo_type=TYPE, revision=revision or None))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"no dataset {repository!r} on the Hub: {_reason(error)}") from None
 

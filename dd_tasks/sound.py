@@ -75,7 +75,13 @@ def _wrong_classes(table: pa.Table, wanted_R: np.ndarray, manifest: Manifest) ->
     classes, top = len(manifest.classes), manifest.labels.top or 1
     lengths = pc.list_value_length(table["classes"]).to_numpy()
     yield lengths != wanted_R, f"classes are not {top} for each image"
-    lists = table["classes"].to_pylist()
-    yield np.array([not all(0 <= c < classes for c in row) for row in lists]), f"a class is not within 0..{classes - 1}"
-    twice = [any(len(set(row[i : i + top])) < len(row[i : i + top]) for i in range(0, len(row), top)) for row in lists]
-    yield np.array(twice, bool), "a class stands twice in one view"
+    found = pc.list_flatten(table["classes"]).to_numpy().astype(np.int64)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(found)) - np.repeat(lengths.cumsum() - lengths, lengths)
+    views = np.stack([row, place // top, found], 1)
+    _, first = np.unique(views, axis=0, return_index=True)
+    for wrong, what in (
+        ((found < 0) | (found >= classes), f"a class is not within 0..{classes - 1}"),
+        (np.isin(np.arange(len(found)), first, invert=True), "a class stands twice in one view"),
+    ):
+        yield np.isin(np.arange(len(lengths)), row[wrong]), what

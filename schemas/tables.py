@@ -4,11 +4,25 @@ Image numbers are row numbers of the table `images`, from 0. Boxes are whole pix
 left corner.
 """
 
+from typing import Annotated
+
 from pydantic import Field
 
 from schemas.manifest import Frozen
 
 Png = bytes  # a field named bytes hides the type of that name
+
+Epoch = Annotated[
+    int, Field(ge=0, description="pass over all images that this belongs to; each has one view of each image")
+]
+Top = Annotated[int, Field(ge=0, description="of the crop, in pixels of the image")]
+Left = Annotated[int, Field(ge=0, description="of the crop")]
+Edge = Annotated[int, Field(ge=1, description="of the crop")]
+Flip = Annotated[bool, Field(description="left and right change places, after the crop")]
+MixTop = Annotated[int, Field(ge=0, description="of the box pasted in from the partner, in pixels of the view")]
+MixLeft = Annotated[int, Field(ge=0, description="of the mix box")]
+MixHeight = Annotated[int, Field(ge=0, description="of the mix box; 0 if nothing is mixed in")]
+MixWidth = Annotated[int, Field(ge=0, description="of the mix box")]
 
 
 class PngImage(Frozen):
@@ -53,24 +67,22 @@ class ViewRow(Frozen):
     """
 
     image: int = Field(ge=0, description="image that is shown")
-    epoch: int = Field(
-        ge=0, description="pass over all images that this view belongs to; each has one view of each image"
-    )
-    top: int = Field(ge=0, description="of the crop, in pixels of the image")
-    left: int = Field(ge=0, description="of the crop")
-    height: int = Field(ge=1, description="of the crop")
-    width: int = Field(ge=1, description="of the crop")
-    flip: bool = Field(description="left and right change places, after the crop")
+    epoch: Epoch
+    top: Top
+    left: Left
+    height: Edge
+    width: Edge
+    flip: Flip
     partner: int = Field(ge=0, description="image that the mix box is taken from; any where there is no mix box")
     partner_top: int = Field(ge=0, description="of the partner's crop, in pixels of the partner")
     partner_left: int = Field(ge=0, description="of the partner's crop")
     partner_height: int = Field(ge=1, description="of the partner's crop")
     partner_width: int = Field(ge=1, description="of the partner's crop")
     partner_flip: bool = Field(description="whether the partner's crop is flipped")
-    mix_top: int = Field(ge=0, description="of the mix box, in pixels of the view")
-    mix_left: int = Field(ge=0, description="of the mix box")
-    mix_height: int = Field(ge=0, description="of the mix box; 0 if nothing is mixed in")
-    mix_width: int = Field(ge=0, description="of the mix box")
+    mix_top: MixTop
+    mix_left: MixLeft
+    mix_height: MixHeight
+    mix_width: MixWidth
     logits: list[float] = Field(min_length=1, description="the committee's combined logits, one per class, as float16")
 
 
@@ -82,21 +94,19 @@ class GroupRow(Frozen):
     they fill, of its own and its partner's log(soft_label), each less its mean over the classes; plus step * code.
     """
 
-    epoch: int = Field(
-        ge=0, description="pass over all images that these views belong to; each has one view of each image"
-    )
+    epoch: Epoch
     first: int = Field(ge=0, description="the first image that is shown")
     count: int = Field(ge=1, description="how many images are shown, one after the other")
     ahead: int = Field(ge=0, description="the partner of image first + i is first + (i + ahead) % count")
-    top: int = Field(ge=0, description="of the crop, in pixels of the image")
-    left: int = Field(ge=0, description="of the crop")
-    height: int = Field(ge=1, description="of the crop")
-    width: int = Field(ge=1, description="of the crop")
-    flip: bool = Field(description="left and right change places, after the crop")
-    mix_top: int = Field(ge=0, description="of the box taken from the partner's view, in pixels of the view")
-    mix_left: int = Field(ge=0, description="of the mix box")
-    mix_height: int = Field(ge=0, description="of the mix box; 0 if nothing is mixed in")
-    mix_width: int = Field(ge=0, description="of the mix box")
+    top: Top
+    left: Left
+    height: Edge
+    width: Edge
+    flip: Flip
+    mix_top: MixTop
+    mix_left: MixLeft
+    mix_height: MixHeight
+    mix_width: MixWidth
     step: float = Field(gt=0, description="unit of the codes, in logits")
     classes: list[int] | None = Field(
         default=None,

@@ -83,6 +83,16 @@ def test_a_budget_is_kept_and_used_first_for_epochs_then_for_finer_steps() -> No
     assert found[0].step == max(c.step for c in found) > found[-1].step
 
 
+def test_a_step_is_no_finer_than_codes_reach() -> None:
+    views = grouped_views(epochs=4)
+    logits_VK = views.logits_VK.clone()
+    logits_VK[7, 0] += 200
+    views = replace(views, logits_VK=logits_VK)
+    labels = codec.fitted(views, N, SIDE, 10**6)
+    assert labels.coding.epochs == 4
+    assert (labels.views.logits_VK.float() - logits_VK.float()).abs().max() <= labels.coding.step / 2 + 0.1
+
+
 def test_a_budget_below_one_epoch_is_refused() -> None:
     with pytest.raises(InputError, match=r"3 label bytes per image: one epoch of labels takes \d+"):
         codec.fitted(grouped_views(), N, SIDE, 3 * N)
