@@ -13,6 +13,7 @@ from flows.options import (
     CodecName,
     Committee,
     Device,
+    Engine,
     Flip,
     FullEpochs,
     GuidePool,
@@ -23,6 +24,7 @@ from flows.options import (
     Overrides,
     PanelSize,
     PlainRows,
+    Requests,
     Seed,
     Seeds,
     Shards,
@@ -33,8 +35,10 @@ from flows.options import (
     StudentBatch,
     StudentEpochs,
     Test,
+    Threads,
     Tolerate,
     Verbose,
+    Workers,
     settings_of,
     spec_of,
     use_hub,
@@ -84,6 +88,10 @@ def run(
     report: Annotated[Path | None, typer.Option(help="Also write the report here.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
+    engine: Engine = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    request: Requests = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and the plan, and stop.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -97,10 +105,11 @@ def run(
     )  # fmt: skip
     from flows import launch
 
+    settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
     if dry_run:
         launch.show_plan(spec, out)
     else:
-        launch.run(spec, out, report, settings_of(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
+        launch.run(spec, out, report, settings, shlex.join(["retort", *sys.argv[1:]]))
 
 
 @app.command()
@@ -126,6 +135,10 @@ def compare(
     override: Annotated[list[str] | None, typer.Option("--set", help="part.field=value, in every method.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
+    engine: Engine = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    request: Requests = None,
     verbose: Verbose = False,
 ) -> None:
     """Run several methods under the same observers, labels, students and seeds; one table, one page."""
@@ -141,7 +154,8 @@ def compare(
     )  # fmt: skip
     from flows import launch
 
-    launch.compare(specs, out, settings_of(store, device, verbose), shlex.join(["retort", *sys.argv[1:]]))
+    settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
+    launch.compare(specs, out, settings, shlex.join(["retort", *sys.argv[1:]]))
 
 
 @app.command("presets")
@@ -282,12 +296,17 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the committee's own.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
+    engine: Engine = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    request: Requests = None,
     verbose: Verbose = False,
 ) -> None:
     """Train a committee into the store; later runs on the same shards find it there."""
     from flows import launch
 
-    launch.train(committee, tuple(shards), side, tolerate, keep_every, epochs, settings_of(store, device, verbose))
+    settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
+    launch.train(committee, tuple(shards), side, tolerate, keep_every, epochs, settings)
 
 
 @committee_app.command("priors")

@@ -7,11 +7,11 @@ from prefect import flow
 from dd_tasks.committee import Imported, ObserverRecipe
 from dd_tasks.recipe import alone
 from flows.assemble import Run, resolve
+from flows.engines import ENGINE, finished
 from flows.guides import train_guides
 from flows.recover import recover
 from flows.settings import Settings
 from flows.tasks import (
-    ONE_AT_A_TIME,
     choose_images,
     draw_candidates,
     import_observer,
@@ -26,21 +26,22 @@ from flows.workspace import Data, Pool, Seat, panels_of, seed_of
 from schemas.spec import RunSpec
 
 
-@flow(name="train-committee", validate_parameters=False, task_runner=ONE_AT_A_TIME)
+@flow(name="train-committee", validate_parameters=False, task_runner=ENGINE)
 def train_committee(
     members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings, patches: bool = False
 ) -> tuple[Seat, ...]:
     """Train, or check in, each observer; then measure what its layers see of the training part of the shards, by
     channel and, where asked for, by patch."""
-    learning = [
-        import_observer.submit(member, data, settings)
+    weights = finished(
+        (member.name, import_observer.submit(member, data, settings))
         if isinstance(member, Imported)
-        else train_observer.submit(member, data, settings)
+        else (member.name, train_observer.submit(member, data, settings))
         for member in members
-    ]
-    weights = [future.result() for future in learning]
-    seats = [measure_observer.submit(member, w, data, settings) for member, w in zip(members, weights, strict=True)]
-    measured = tuple(seat.result() for seat in seats)
+    )
+    measured = finished(
+        (member.name, measure_observer.submit(member, found, data, settings))
+        for member, found in zip(members, weights, strict=True)
+    )
     return tuple(measure_patches(seat, data, settings) for seat in measured) if patches else measured
 
 
@@ -64,7 +65,7 @@ def measure_priors(
     return tuple(measured)
 
 
-@flow(name="priors-from-shards", validate_parameters=False, task_runner=ONE_AT_A_TIME)
+@flow(name="priors-from-shards", validate_parameters=False, task_runner=ENGINE)
 def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     """The priors by themselves, ahead of the runs that will find them in the store."""
     data = index_shards(spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc)
@@ -73,7 +74,7 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     return measure_priors(run, seats, data, settings, train_guides(run, data, settings))
 
 
-@flow(name="committee-from-shards", validate_parameters=False, task_runner=ONE_AT_A_TIME)
+@flow(name="committee-from-shards", validate_parameters=False, task_runner=ENGINE)
 def committee_from_shards(
     members: tuple[ObserverRecipe | Imported, ...],
     patterns: tuple[str, ...],

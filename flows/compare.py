@@ -8,15 +8,15 @@ from prefect import flow
 
 from dd_tasks import comparison
 from flows.distill import distill_dataset
+from flows.engines import ENGINE
 from flows.settings import Settings
-from flows.tasks import ONE_AT_A_TIME
 from schemas.comparison import Comparison
 from schemas.spec import RunSpec
 
 RESULT, TABLE, PAGE = "comparison.json", "comparison.md", "comparison.html"
 
 
-@flow(name="compare-presets", validate_parameters=False, task_runner=ONE_AT_A_TIME)
+@flow(name="compare-presets", validate_parameters=False, task_runner=ENGINE)
 def compare_presets(
     specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str, factors: tuple[str, ...] = ()
 ) -> Comparison:

@@ -8,12 +8,12 @@ from dd_tasks.initialise import WholeImages
 from dd_tasks.recipe import voters_in
 from flows.assemble import Results, assemble, resolve
 from flows.committee import measure_priors, train_committee
+from flows.engines import ENGINE
 from flows.guides import train_guides
 from flows.recover import recover
 from flows.settings import Settings
 from flows.students import Sets, label_sets, train_students
 from flows.tasks import (
-    ONE_AT_A_TIME,
     choose_images,
     draw_candidates,
     index_shards,
@@ -26,7 +26,7 @@ from schemas.spec import RunSpec
 HERE = Settings()
 
 
-@flow(name="distill-dataset", task_runner=ONE_AT_A_TIME)
+@flow(name="distill-dataset", task_runner=ENGINE)
 def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "") -> Manifest:
     """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.

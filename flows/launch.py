@@ -88,7 +88,10 @@ def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
     if patterns:
         expand(patterns)
     Store(settings.store)
+    from flows.engines import expect
     from flows.workspace import device_of
+
+    expect(settings)
 
     device_of(settings)
 

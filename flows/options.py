@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from flows.settings import Settings
     from schemas.spec import RunSpec
 
 Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Engine = Annotated[str, typer.Option(envvar="RETORT_ENGINE", help="local, ray, or ray://HOST:PORT for a cluster.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Stages that --engine ray runs at once.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of one stage; default: local all cores, on Ray one.")]
+Requests = Annotated[
+    list[str] | None, typer.Option("--request", help="PART:cpus=N,gpus=N,memory=BYTES of a stage on Ray.")
+]
 Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
 Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")]
 Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
@@ -56,12 +64,38 @@ def use_hub(endpoint: str | None) -> None:
     os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
 
 
-def settings_of(store: str, device: str, verbose: bool) -> "Settings":
+def settings_of(store: str, device: str, verbose: bool, **engine: Any) -> "Settings":
+    """InputError for an engine, a number or a request that means nothing."""
+    from pydantic import ValidationError
+
+    from dd_tasks.errors import InputError
     from flows import console
     from flows.settings import Settings
 
     console.start(verbose)
-    return Settings(store=store, device=device)
+    engine["requests"] = tuple(map(_request, engine.get("requests") or ()))
+    try:
+        return Settings(store=store, device=device, **engine)
+    except ValidationError as error:
+        raise InputError(_first(error)) from None
+
+
+def _request(text: str) -> dict[str, str]:
+    """PART:cpus=N,gpus=N,memory=BYTES"""
+    from dd_tasks.errors import InputError
+
+    part, _, asked = text.partition(":")
+    pairs = [pair.split("=", 1) for pair in asked.split(",")]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise InputError(f"--request {text!r}: expected PART:cpus=N,gpus=N,memory=BYTES")
+    return {"part": part, **dict(pairs)}
+
+
+def _first(error: "ValidationError") -> str:
+    """The first thing that is wrong with some values, in one line."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place} {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def _overrides(pairs: list[str]) -> dict[str, str]:
@@ -92,9 +126,7 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
     try:
         return RunSpec(**{**values, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place} {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise InputError(_first(error)) from None
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import cast
 from dd_tasks.initialise import Demanding
 from dd_tasks.recipe import Recipe
 from dd_tasks.store import Ref
+from flows.engines import finished
 from flows.settings import Settings
 from flows.tasks import draw_candidates, gather, recover_panel
 from flows.workspace import Data, Panel, Pool, Seat, seed_of
@@ -18,6 +19,8 @@ def recover(
     asking = [cast(Demanding, ballot.voters) for ballot in recipe.ballots if ballot.voters.needs_real]
     most = max(asking, key=lambda voters: voters.demand(1), default=None)
     real = draw_candidates(most, 1, data, seed_of(seed, "real"), settings) if most else None
-    begun = [recover_panel.submit(recipe, first, panel, seats, data, settings, real, pools) for panel in panels]
-    finished = tuple(panel.result() for panel in begun)
-    return finished, gather(finished, settings)
+    recovered = finished(
+        (f"panel {panel.index}", recover_panel.submit(recipe, first, panel, seats, data, settings, real, pools))
+        for panel in panels
+    )
+    return recovered, gather(recovered, settings)

@@ -1,12 +1,41 @@
-"""Where things live; never what is computed."""
+"""Where things live and where they run; never what is computed."""
+
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Part = Literal["observers", "panels", "labels", "students"]  # of whose stages many may run side by side
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class Request(BaseModel):
+    """What an engine sets aside for one stage of a part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    part: Part
+    cpus: int | None = Field(default=None, ge=1, description="default: its threads")
+    gpus: float | None = Field(default=None, ge=0, description="default: 1 where the device is cuda, else 0")
+    memory: int | None = Field(default=None, ge=1, description="bytes; default: not asked for")
+
 
 class Settings(BaseModel):
-    """Store and device of a run."""
+    """Store, device and engine of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str = Field(default="runs/store", description="folder or URL (s3://...) of finished results")
     device: str = Field(default="auto", description="cpu, cuda, cuda:N or auto")
+    engine: str = Field(
+        default="local",
+        pattern=r"^(local|ray|ray://[^/\s]+)$",
+        description="local: one stage after the other, in this process; ray: side by side, on this machine's own Ray; "
+        "ray://HOST:PORT: on that cluster",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="stages that an own Ray runs at once; default: as cores and GPUs allow"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="of a stage on the processor; default: local all cores, on Ray one"
+    )
+    requests: tuple[Request, ...] = Field(default=(), description="of parts that need other than the usual resources")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe, ordinary
 from flows.assemble import Labelled, Row, Run, Seen
+from flows.engines import finished
 from flows.settings import Settings
 from flows.tasks import encode_labels, relabel, spend_on_jpegs, train_on_full_data, train_ordinarily, train_student
 from flows.workspace import Data, Seat, images_of, seed_of
@@ -24,20 +25,23 @@ def label_sets(run: Run, sets: Sets, seats: tuple[Seat, ...], data: Data, settin
     """What the committee says of many views, as it will be published; where asked for, also of the images as they are.
     Random images are labelled alike, by a seed each."""
     labels: dict[Seen, Labelled] = {}
+    draws = list(zip(sets.random, sets.draws, strict=True))
     for seen, (ours, theirs) in run.labellers.items():
-        mine = relabel(ours, sets.canvas, seats, data, seed_of(run.spec.seed, "labels"), settings)
-        others = [
-            relabel(theirs, images, seats, data, seed, settings, "random")
-            for images, seed in zip(sets.random, sets.draws, strict=True)
-        ]
+        lots = [(ours, sets.canvas, seed_of(run.spec.seed, "labels"), "distilled")]
+        lots += [(theirs, images, seed, "random") for images, seed in draws]
+        mine, *others = finished(
+            (f"labels of {what} images", relabel.submit(labeller, images, seats, data, seed, settings, what))
+            for labeller, images, seed, what in lots
+        )
         labels[seen] = Labelled(mine, mine, others)
     if run.compact:
         drawn, size = labels["augmented"], run.spec.label_bytes_per_image
-        mine = encode_labels(drawn.drawn, sets.canvas, size, data, settings, "distilled images")
-        others = [
-            encode_labels(views, images, size, data, settings, "random images")
-            for views, images in zip(drawn.random, sets.random, strict=True)
-        ]
+        named = [(drawn.drawn, sets.canvas, "distilled images")]
+        named += [(views, images, "random images") for views, images in zip(drawn.random, sets.random, strict=True)]
+        mine, *others = finished(
+            (f"compact labels of {what}", encode_labels.submit(views, images, size, data, settings, what))
+            for views, images, what in named
+        )
         labels["augmented"] = Labelled(drawn.drawn, mine, others)
     return labels
 
@@ -69,7 +73,8 @@ def train_students(
             for seed, images in enumerate(jpegs):
                 score = train_ordinarily.submit(student, images, run.spec.flip, data, seed, settings)
                 scores.append((("jpeg", student.architecture, student.epochs), seed, score))
-    return [(row, seed, found.result()) for row, seed, found in scores]
+    made = finished((f"student of {row[0]} images, seed {seed}", score) for row, seed, score in scores)
+    return [(row, seed, ref) for (row, seed, _), ref in zip(scores, made, strict=True)]
 
 
 def _students(run: Run) -> Iterator[tuple[StudentRecipe, Seen, int]]:

@@ -10,9 +10,8 @@ from dataclasses import replace
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
-from prefect import Task, task
+from prefect import Task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
@@ -27,7 +26,8 @@ from dd_tasks.statistics import to_tensors
 from dd_tasks.store import Ref
 from dd_tasks.types import Canvas
 from flows import console
-from flows.settings import Settings
+from flows.engines import TRIES
+from flows.settings import Part, Settings
 from flows.workspace import (
     Data,
     Made,
@@ -53,7 +53,6 @@ from flows.workspace import (
 )
 
 log = logging.getLogger(__name__)
-ONE_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=1)  # every task uses all cores
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,12 +62,24 @@ def _passing(task: Any, run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), ConnectionError | TimeoutError)
 
 
-def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A Prefect task as all of ours are: no cache but the store, retried only where that can help."""
-    return task(
-        task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=[2, 10],
-        retry_condition_fn=_passing,
-    )  # fmt: skip
+def _any_but_input(task: Any, run: Any, state: Any) -> bool:
+    return not isinstance(state.result(raise_on_failure=False), InputError)
+
+
+class Stage(Task[P, R]):
+    """A Prefect task as all of ours are: no cache but the store, retried only where that can help: a panel always, for
+    another GPU may do better. `part` says what an engine sets aside for it where it is submitted."""
+
+    def __init__(self, function: Callable[P, R], name: str, part: Part | None) -> None:
+        super().__init__(
+            function, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=TRIES - 1,
+            retry_delay_seconds=[2, 10], retry_condition_fn=_any_but_input if part == "panels" else _passing,
+        )  # fmt: skip
+        self.part = part
+
+
+def stage(name: str, part: Part | None = None) -> Callable[[Callable[P, R]], Stage[P, R]]:
+    return lambda function: Stage(function, name, part)
 
 
 @stage("index shards")
@@ -95,7 +106,7 @@ def index_shards(
     return Data(source, tested, side, held_out, tolerate, tuple(quarantine.found))
 
 
-@stage("train {recipe.name}")
+@stage("train {recipe.name}", "observers")
 def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Ref:
     ref = Ref("observer", identity("observer", 1, recipe=recipe, data=data.digest))
 
@@ -110,7 +121,7 @@ def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Re
     return kept(ref, f"observer {recipe.name}", settings, make)
 
 
-@stage("import {member.name}")
+@stage("import {member.name}", "observers")
 def import_observer(member: Imported, data: Data, settings: Settings) -> Ref:
     inputs = {"architecture": member.architecture, "sha256": member.sha256}
     ref = Ref("observer", identity("import", 1, **inputs, data=data.digest))
@@ -141,7 +152,7 @@ def import_guide(member: Imported, shape: Shape, settings: Settings) -> tuple[Re
     return found, replace(shape, classes=facts_of(found, settings)["classes"])
 
 
-@stage("measure {recipe.name}")
+@stage("measure {recipe.name}", "observers")
 def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Settings) -> Seat:
     """The observer's layer statistics over the training images."""
     return Seat(recipe, weights, _measured("statistics", recipe, weights, data, settings))
@@ -211,7 +222,7 @@ def choose_images(
     return kept(ref, f"{ipc} images a class to begin from", settings, make)
 
 
-@stage("recover panel {panel.index}")
+@stage("recover panel {panel.index}", "panels")
 def recover_panel(
     recipe: Recipe, first: Ref, panel: Panel, seats: tuple[Seat, ...], data: Data, settings: Settings,
     real: Ref | None = None, pools: tuple[Pool, ...] = (),
@@ -267,7 +278,7 @@ def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -
     return kept(ref, "nearness to real images", settings, make)
 
 
-@stage("relabel {what}")
+@stage("relabel {what}", "labels")
 def relabel(
     labeller: Labeller,
     canvas: Ref,
@@ -287,7 +298,7 @@ def relabel(
     return kept(ref, f"labels of {what} images", settings, make)
 
 
-@stage("encode the labels of {what}")
+@stage("encode the labels of {what}", "labels")
 def encode_labels(views: Ref, canvas: Ref, per_image: int | None, data: Data, settings: Settings, what: str) -> Ref:
     """The compact labels, of at most `per_image` bytes an image; by default as many as its PNG file has."""
     ref = Ref("labels", identity("encode", 1, views=views.digest, canvas=canvas.digest, per_image=per_image))
@@ -300,7 +311,7 @@ def encode_labels(views: Ref, canvas: Ref, per_image: int | None, data: Data, se
     return kept(ref, f"compact labels of {what}", settings, make)
 
 
-@stage("student {recipe.architecture} on {what} (seed {seed})")
+@stage("student {recipe.architecture} on {what} (seed {seed})", "students")
 def train_student(
     recipe: students.StudentRecipe, canvas: Ref, views: Ref, data: Data, seed: int, settings: Settings, what: str
 ) -> Ref:
@@ -319,7 +330,7 @@ def train_student(
     return _scored(kept(ref, f"{recipe.architecture} on {what}, seed {seed}", settings, make), settings)
 
 
-@stage("student {recipe.name} on full data")
+@stage("student {recipe.name} on full data", "students")
 def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -> Ref:
     """The full-data row: a student's architecture, trained as observers are."""
     inputs = {"data": data.digest, "test": data.test.digest if data.test else None}
@@ -360,7 +371,7 @@ def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int,
     return kept(ref, "JPEG images of as many bytes", settings, make)
 
 
-@stage("student {recipe.architecture} on JPEG images (seed {seed})")
+@stage("student {recipe.architecture} on JPEG images (seed {seed})", "students")
 def train_ordinarily(
     recipe: students.StudentRecipe, canvas: Ref, flip: bool, data: Data, seed: int, settings: Settings
 ) -> Ref:

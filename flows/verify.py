@@ -19,8 +19,9 @@ from dd_tasks.students import StudentRecipe
 from dd_tasks.validate import validate
 from dd_tasks.verify import Check, Scope, Split
 from flows import console
+from flows.engines import ENGINE
 from flows.settings import Settings
-from flows.tasks import ONE_AT_A_TIME, stage
+from flows.tasks import stage
 from flows.workspace import Made, device_of, facts_of, kept
 from schemas.manifest import Claim, Manifest
 
@@ -59,7 +60,7 @@ def locate(target: str) -> Path:
         raise InputError(f"no folder {target!r}, and {error}") from None
 
 
-@flow(name="verify-dataset", task_runner=ONE_AT_A_TIME)
+@flow(name="verify-dataset", task_runner=ENGINE)
 def verify_dataset(target: str, scope: Scope = EVERYTHING, settings: Settings = HERE) -> tuple[Check, ...]:
     """Everything that was asked of the artifact, claim by claim, and what came of it."""
     folder = locate(target)

@@ -28,9 +28,11 @@ from dd_tasks.statistics import LayerStatistics, from_tensors
 from dd_tasks.store import Ref, Store
 from dd_tasks.types import Canvas, Crops, Nearest, RealImages, Studio, Views
 from flows import console
+from flows.engines import threads_of
 from flows.settings import Settings
 
 log = logging.getLogger("flows.tasks")
+CORES = torch.get_num_threads()
 Made = tuple[Mapping[str, Any], dict[str, Any]]  # facts, groups of tensors
 
 
@@ -146,11 +148,19 @@ def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> R
         log.info("%s: found in the store (%s)", what, ref)
         return ref
     start = time.perf_counter()
+    use_threads(settings)
     facts, groups = make()
     seconds = time.perf_counter() - start
     store.put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
     return ref
+
+
+def use_threads(settings: Settings) -> None:
+    """Work on as many cores as a stage may have: sums over a batch depend on their number."""
+    wanted = threads_of(settings) or CORES
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
 
 
 _feeds: dict[tuple[str, str], Feed] = {}

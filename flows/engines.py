@@ -1,0 +1,125 @@
+"""Where the submitted stages of a flow run: in this process one after the other, or side by side on Ray.
+
+Settings alone decide; no result depends on it. A stage finds its inputs in the store and leaves its result there, so
+what travels is references, and a worker that dies loses no more than the stages it was in.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from dd_tasks.errors import InputError
+from flows.settings import PARTS, Part, Request, Settings
+
+if TYPE_CHECKING:
+    from flows.ray import Ray
+
+R = TypeVar("R")
+TRIES = 3  # of a panel that fails, and of any stage whose worker dies
+OBJECTS = 128 << 20  # bytes of memory that Ray shares between workers: only references travel
+KEPT = "what the others made is kept, and the same command continues"
+
+
+class EngineError(OSError):
+    """A stage failed as often as it may. The message is one line."""
+
+
+class Engine(TaskRunner[PrefectFuture[Any]]):
+    """Submits a stage to the engine that its parameter `settings` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # every stage uses all cores
+
+    def duplicate(self) -> "Engine":
+        return type(self)()
+
+    def __enter__(self) -> "Engine":
+        super().__enter__()
+        self.here.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self.here.__exit__(*failure)
+        super().__exit__(*failure)
+
+    def submit(self, task: Any, parameters: dict[str, Any], *waiting: Any, **more: Any) -> PrefectFuture[Any]:
+        settings: Settings = parameters["settings"]
+        chosen = self.here if settings.engine == "local" else _ray(settings)
+        return chosen.submit(task, parameters, *waiting, **more)
+
+
+ENGINE: Any = Engine()
+
+
+def _ray(settings: Settings) -> "Ray":
+    expect(settings)
+    from flows import ray
+
+    return ray.started(settings.engine, own_of(settings), requests_of(settings))
+
+
+def expect(settings: Settings) -> None:
+    """InputError where the engine's package is missing."""
+    if settings.engine != "local" and importlib.util.find_spec("prefect_ray") is None:
+        raise InputError(f"engine {settings.engine!r} needs the extra retort[ray] (choices: local)")
+
+
+def threads_of(settings: Settings) -> int | None:
+    """Of a stage on the processor; None for all cores."""
+    return settings.threads or (None if settings.engine == "local" else 1)
+
+
+def requests_of(settings: Settings) -> dict[Part, dict[str, Any]]:
+    """Of every part what is set aside for one stage, as Ray names it."""
+    asked = {request.part: request for request in settings.requests}
+    return {part: _resources(asked.get(part, Request(part=part)), settings) for part in PARTS}
+
+
+def _resources(request: Request, settings: Settings) -> dict[str, Any]:
+    usual = 1.0 if settings.device.startswith("cuda") else 0.0
+    found: dict[str, Any] = {
+        "num_cpus": request.cpus or threads_of(settings),
+        "num_gpus": usual if request.gpus is None else request.gpus,
+        "max_retries": TRIES - 1,
+    }
+    return found | ({"memory": request.memory} if request.memory else {})
+
+
+def own_of(settings: Settings) -> dict[str, Any]:
+    """How a Ray of one's own is started: on loopback, without its pages, for so many stages at once."""
+    threads = threads_of(settings) or 1
+    workers = settings.workers or max((os.cpu_count() or 1) // threads, 1)
+    return {
+        "num_cpus": workers * threads, "include_dashboard": False, "object_store_memory": OBJECTS,
+        "_node_ip_address": "127.0.0.1", "logging_level": "warning",
+    }  # fmt: skip
+
+
+def finished(begun: Iterable[tuple[str, PrefectFuture[R]]]) -> tuple[R, ...]:
+    """What submitted stages made, by their names, once all of them have ended: what the others made is kept.
+
+    The first failure is raised: InputError and OSError as they are, EngineError for any other.
+    """
+    named = tuple(begun)
+    for _, future in named:
+        future.wait()
+    return tuple(_result(name, future) for name, future in named)
+
+
+def _result(name: str, future: PrefectFuture[R]) -> R:
+    try:
+        return future.result()
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        how = f"its worker died {TRIES} times" if future.state.is_crashed() else "failed"
+        raise EngineError(f"{name}: {how}: {_line(error)}; {KEPT}") from error
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
