@@ -1,11 +1,7 @@
 """Stages on Ray, through Prefect's task runner for it. Imported where the engine asks for it: Ray is an extra."""
 
 import copy
-import os
 from typing import Any
-
-for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}.items():
-    os.environ.setdefault(name, value)  # read when ray is imported
 
 import ray
 from prefect.context import FlowRunContext

@@ -1,0 +1,168 @@
+"""Engines: the same results on Ray as here, whatever dies; a panel that fails three times fails the run alone."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from dd_tasks import presets
+from dd_tasks.recipe import Recipe
+from flows.engines import TRIES, EngineError, own_of, requests_of
+from flows.settings import Part, Request, Settings
+from schemas.manifest import Manifest
+from schemas.spec import RunSpec
+
+PANELS = 4
+
+
+def distil(quick: dict[str, object], root: Path, **settings: object) -> Manifest:
+    """Into `root`, with a store of its own; four panels."""
+    from flows.distill import distill_dataset
+
+    changed: dict[str, Any] = {**quick, "panel": 20 // PANELS, "full_epochs": 0}
+    where: dict[str, Any] = {"store": str(root / "store"), "device": "cpu", **settings}
+    return distill_dataset(RunSpec(**changed), root / "dataset", Settings(**where))
+
+
+def tables(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".parquet")}
+
+
+@pytest.fixture(scope="module")
+def here(quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Manifest:
+    """What a run in this process makes, on one thread."""
+    return distil(quick, tmp_path_factory.mktemp("here"), threads=1)
+
+
+def scores(manifest: Manifest) -> dict[str, list[float]]:
+    return {claim.row: claim.accuracies for claim in manifest.claims}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_makes_the_same_with_any_number_of_workers(
+    quick: dict[str, object], here: Manifest, tmp_path: Path, workers: int
+) -> None:
+    made = distil(quick, tmp_path, engine="ray", workers=workers)
+    assert tables(made) == tables(here) and scores(made) == scores(here)
+
+
+def workers_in(stage: str) -> list[int]:
+    """Processes of Ray that are in a stage."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                title = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(f"ray::{stage}".encode()):
+                found.append(int(process.name))
+    return found
+
+
+@contextmanager
+def killing(stage: str, most: int) -> Iterator[list[int]]:
+    """Kill what is in a stage, until so many are dead."""
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill() -> None:
+        while len(killed) < most and not done.wait(0.02):
+            for process in workers_in(stage)[: most - len(killed)]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield killed
+    done.set()
+    killer.join()
+
+
+def test_a_worker_that_is_killed_has_its_panel_run_elsewhere(
+    quick: dict[str, object], here: Manifest, tmp_path: Path
+) -> None:
+    with killing("recover_panel", most=1) as killed:
+        made = distil(quick, tmp_path, engine="ray", workers=2)
+    assert killed and tables(made) == tables(here)
+
+
+def test_workers_that_always_die_fail_the_run_which_continues_later(
+    quick: dict[str, object], here: Manifest, tmp_path: Path
+) -> None:
+    with (
+        killing("recover_panel", most=100),
+        pytest.raises(EngineError, match=r"^panel 0: its worker died 3 times: .*; .* the same command continues$"),
+    ):
+        distil(quick, tmp_path, engine="ray", workers=2)
+    assert len(list((tmp_path / "store" / "observer").iterdir())) == len(here.observers)
+    assert tables(distil(quick, tmp_path, threads=1)) == tables(here)
+
+
+TRIED: list[int] = []  # of every panel that failed, its first class
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A term that fails wherever class 9 is judged."""
+
+    needs_moments: ClassVar[bool] = False
+    needs_patches: ClassVar[bool] = False
+
+    def convene(self, studio: object) -> Callable[..., Tensor]:
+        def loss(judge: object, reading: object, targets_N: Tensor) -> Tensor:
+            if (targets_N == 9).any():
+                TRIED.append(int(targets_N.min()))
+                raise RuntimeError("out of luck\nand more")
+            return torch.zeros(())
+
+        return loss
+
+
+def failing(*, side: int) -> Recipe:
+    """E2D with that term."""
+    method = presets.e2d(side=side)
+    return replace(method, ballots=tuple(replace(b, terms=(*b.terms, Failing())) for b in method.ballots))
+
+
+def test_a_panel_that_fails_three_times_fails_the_run_and_the_others_are_kept(
+    quick: dict[str, object], tmp_path: Path, prefect_server: None
+) -> None:
+    TRIED.clear()
+    with pytest.raises(EngineError, match=r"^panel 1: failed: out of luck; what the others made is kept, and"):
+        distil({**quick, "preset": "test_engines:failing"}, tmp_path)
+    assert len(TRIED) == 2 * TRIES  # every other panel has class 9
+    assert len(list((tmp_path / "store" / "panel").iterdir())) == PANELS - 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "part", "found"),
+    [
+        ({}, "panels", {"num_cpus": 1, "num_gpus": 0, "max_retries": 2}),
+        ({"threads": 4}, "students", {"num_cpus": 4, "num_gpus": 0, "max_retries": 2}),
+        ({"device": "cuda"}, "panels", {"num_cpus": 1, "num_gpus": 1, "max_retries": 2}),
+        ({"device": "cuda:1"}, "labels", {"num_cpus": 1, "num_gpus": 1, "max_retries": 2}),
+        (
+            {"device": "cuda", "requests": (Request(part="students", gpus=0.25, memory=5),)},
+            "students",
+            {"num_cpus": 1, "num_gpus": 0.25, "max_retries": 2, "memory": 5},
+        ),
+        ({"requests": (Request(part="students", cpus=3),)}, "panels", {"num_cpus": 1, "num_gpus": 0, "max_retries": 2}),
+    ],
+)
+def test_every_part_asks_for_what_it_needs(settings: dict[str, Any], part: Part, found: dict[str, float]) -> None:
+    assert requests_of(Settings(engine="ray", **settings))[part] == found
+
+
+def test_a_ray_of_ones_own_has_room_for_so_many_workers() -> None:
+    assert own_of(Settings(engine="ray", workers=3, threads=2))["num_cpus"] == 6
+    assert own_of(Settings(engine="ray"))["num_cpus"] == os.cpu_count()
