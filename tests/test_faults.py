@@ -1,25 +1,34 @@
-"""A run that is killed and started again, as processes."""
+"""Runs as processes: one that is killed and started again, one whose server is, two of the same at a time."""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
+import pytest
 import yaml
+
+from dd_tasks.validate import validate
 
 RETORT = Path(sys.executable).with_name("retort")
 
 
-def start(folder: Path, quick: dict[str, object]) -> subprocess.Popen[str]:
+def start(folder: Path, quick: dict[str, object], **environment: str) -> subprocess.Popen[str]:
     spec = folder / "spec.yaml"
     folder.mkdir(exist_ok=True)
     spec.write_text(yaml.safe_dump(quick))
     command = [RETORT, "run", spec, "--out", folder / "dataset", "--store", folder / "store", "--device", "cpu"]
     return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
-    )
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        env=os.environ | environment,
+    )  # fmt: skip
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -27,7 +36,18 @@ def checksums(folder: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in files.items() if name.endswith((".parquet", "preview.png"))}
 
 
-def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path: Path, quick: dict[str, object]) -> None:
+@pytest.fixture(scope="module")
+def whole(quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    _, said = start(folder, quick).communicate(timeout=300)
+    assert "found in the store" not in said
+    return folder
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(
+    tmp_path: Path, quick: dict[str, object], whole: Path
+) -> None:
     killed = start(tmp_path / "killed", quick)
     assert killed.stderr
     finished = []
@@ -45,6 +65,79 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path: Path, qui
     _, said = start(tmp_path / "killed", quick).communicate(timeout=300)
     for what in finished:
         assert f"{what}: found in the store" in said, (what, said)
-    _, undisturbed = start(tmp_path / "whole", quick).communicate(timeout=300)
-    assert "found in the store" not in undisturbed
-    assert checksums(tmp_path / "killed") == checksums(tmp_path / "whole")
+    assert checksums(tmp_path / "killed") == checksums(whole)
+
+
+@contextmanager
+def prefect_server(home: Path, port: int) -> Iterator[dict[str, str]]:
+    """Prefect's server as a process of its own; what its clients need in their environment."""
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
+    server = subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    while not answers(f"{url}/health"):
+        assert server.poll() is None
+        time.sleep(0.2)
+    yield environment
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(run: subprocess.Popen[str], beginning: str) -> list[str]:
+    """The lines of a run up to the first that begins so, without their times."""
+    said: list[str] = []
+    assert run.stderr
+    for line in run.stderr:
+        said.append(line.strip().split(" ", 1)[-1])
+        if said[-1].startswith(beginning):
+            return said
+    raise AssertionError("\n".join(said))
+
+
+def test_a_run_outlives_a_restart_of_prefects_server(tmp_path: Path, quick: dict[str, object], whole: Path) -> None:
+    port = free_port()
+    with prefect_server(tmp_path / "home", port) as environment:
+        run = start(tmp_path / "run", quick, **environment)
+        until(run, "panel 0")
+    time.sleep(3)
+    with prefect_server(tmp_path / "home", port):
+        _, said = run.communicate(timeout=300)
+        if run.returncode:
+            again = start(tmp_path / "run", quick, **environment)
+            _, said = again.communicate(timeout=300)
+            assert again.returncode == 0 and "panel 0 (slots 0..9): found in the store" in said
+    assert checksums(tmp_path / "run") == checksums(whole)
+
+
+def test_two_runs_of_the_same_at_a_time_make_one_artifact(
+    tmp_path: Path, quick: dict[str, object], whole: Path
+) -> None:
+    both = [start(tmp_path / "run", quick, PREFECT_HOME=str(tmp_path / name)) for name in "ab"]
+    said = [run.communicate(timeout=300)[1] for run in both]
+    assert [run.returncode for run in both] == [0, 0], said
+    for panel in ("panel 0", "panel 1"):
+        assert 1 <= sum(line.startswith(panel) for one in said for line in made(one)) <= 2
+    assert validate(tmp_path / "run" / "dataset") == [] and checksums(tmp_path / "run") == checksums(whole)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name not in ("dataset", "store", "spec.yaml")]
+
+
+def made(said: str) -> list[str]:
+    """What a run made itself."""
+    return [line.split(" ", 1)[1] for line in said.splitlines() if "made in" in line]
