@@ -224,6 +224,31 @@ def write(
     return manifest
 
 
+def standing(out: Path, draft: Manifest, check: Callable[[Path], list[str]]) -> Manifest | None:
+    """The manifest of the artifact in `out`, where it is sound and the one that `draft` would become.
+
+    When, where and by which command it was made does not count, nor by which versions of other packages.
+    """
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        there = read_manifest(out)
+    except InputError:
+        return None
+    return there if _content(there) == _content(draft) and not check(out) else None
+
+
+def _content(manifest: Manifest) -> dict[str, Any]:
+    """All that a manifest says, less what differs from one making to the next."""
+    said = manifest.model_dump(mode="json", exclude={"files", "cost", "command", "versions"})
+    said["labels"]["bytes"] = 0
+    for entry in (*said["claims"], *said["observers"]):
+        del entry["seconds"]
+    for data in filter(None, (said["source"], said["test"])):
+        del data["shards"], data["classes"]  # the digest has their content; names and classes not in use do not count
+    return {**said, "version": manifest.versions.get("retort")}
+
+
 def check_out(out: Path, *, overwrite: bool = True, option: str = "--out") -> None:
     """InputError unless an artifact can be written to `out`: new, an empty folder or, to `overwrite`, an artifact.
 

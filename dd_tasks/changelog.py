@@ -82,6 +82,11 @@ def _differences(of: str, was: Mapping[str, Any], is_: Mapping[str, Any]) -> Ite
             yield f"{of}.{name}: ".lstrip(".") + f"{was.get(name, NONE)} -> {is_.get(name, NONE)}"
 
 
+def differences(of: str, was: Any, is_: Any) -> list[str]:
+    """One line a leaf of nested data that differs: `of.name: old -> new`, or `old -> new` of what is no nested data."""
+    return [line.removeprefix(": ") for line in _differences(of, _flat(was), _flat(is_))]
+
+
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     """Nested mappings and lists as one mapping from dotted paths to what is no mapping and no list."""
     if isinstance(value, Mapping):

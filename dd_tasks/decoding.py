@@ -4,7 +4,9 @@ C channels (3, RGB), H x W pixels, S the side of a square image.
 """
 
 import io
+import math
 import re
+from collections.abc import Iterable, Sequence
 from struct import unpack_from
 
 import torch
@@ -87,34 +89,44 @@ def decode(image: bytes, side: int) -> Tensor:
 
 
 class PixelStatistics:
-    """Counts every value of every channel, so that mean and std are exact and know no order."""
+    """Counts every value of every channel, so that mean and std are exact and know no order; and by class how many
+    pixels there are, their sums and those of their squares."""
 
     def __init__(self) -> None:
         self._counts_C256 = torch.zeros(3, 256, dtype=torch.int64)
-        self._waiting: list[Tensor] = []
+        self._sums_7: dict[int, Tensor] = {}
+        self._waiting: dict[int, list[Tensor]] = {}
         self._pixels_waiting = 0
         self._sizes: set[tuple[int, int]] = set()
 
-    def add(self, image_CHW: Tensor) -> None:
-        """Takes uint8 [3, H, W]."""
+    def add(self, image_CHW: Tensor, label: int = 0) -> None:
+        """Takes uint8 [3, H, W] of class id `label`."""
         _, height, width = image_CHW.shape
         if len(self._sizes) < 2:
             self._sizes.add((height, width))
-        self._waiting.append(image_CHW.flatten(1))
+        self._waiting.setdefault(label, []).append(image_CHW.flatten(1))
         self._pixels_waiting += height * width
         if self._pixels_waiting >= FLUSH:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            values_CP = torch.cat(self._waiting, 1)
-            self._counts_C256 += torch.stack([values.bincount(minlength=256) for values in values_CP])
-        self._waiting, self._pixels_waiting = [], 0
+        value_256 = torch.arange(256)
+        for label, images in self._waiting.items():
+            counts_C256 = torch.stack([values.bincount(minlength=256) for values in torch.cat(images, 1)])
+            self._counts_C256 += counts_C256
+            sums = counts_C256[0].sum()[None], counts_C256 @ value_256, counts_C256 @ value_256.square()
+            self._sums_7[label] = self._sums_7.get(label, 0) + torch.cat(sums)
+        self._waiting, self._pixels_waiting = {}, 0
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of the images, None when they differ in it."""
         return next(iter(self._sizes)) if len(self._sizes) == 1 else None
+
+    def by_class(self, classes: int) -> list[tuple[int, ...]]:
+        """Of each class the number of pixels, their sums by channel and the sums of their squares."""
+        self._flush()
+        return [tuple(self._sums_7[label].tolist()) if label in self._sums_7 else (0,) * 7 for label in range(classes)]
 
     def mean_and_std(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Per channel over all pixels in [0, 1]; the std is biased. An image counts by its pixels."""
@@ -125,3 +137,15 @@ class PixelStatistics:
         std_C = (shares_C256 * (values - mean_C[:, None]) ** 2).sum(1).sqrt()
         (r, g, b), (sr, sg, sb) = mean_C.tolist(), std_C.tolist()
         return (r, g, b), (sr, sg, sb)
+
+
+def mean_and_std_of(parts: Iterable[Sequence[int]]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The same, of `by_class`'s sums of some classes; exact until the last division."""
+    pixels, *sums = (sum(column) for column in zip(*parts, strict=True))
+    mean = [total / pixels / 255 for total in sums[:3]]
+    std = [
+        math.sqrt((pixels * square - total**2) / pixels**2) / 255
+        for total, square in zip(sums[:3], sums[3:], strict=True)
+    ]
+    (r, g, b), (sr, sg, sb) = mean, std
+    return (r, g, b), (sr, sg, sb)

@@ -36,6 +36,11 @@ class Demanding(Protocol):
 class Initialiser(Demanding, Protocol):
     needs_observers: bool  # whether `choose` asks the committee
 
+    # Without these two, what it makes of a class is taken to depend on the candidates of all, and on the scale of their
+    # pixels:
+    # by_class: bool  # whether what it makes of a class depends on the candidates of that class alone
+    # needs_scale: bool  # whether it looks at the real data's mean and std
+
     def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
         """The first canvas: `ipc` images of every class, ordered (0, class 0), (0, class 1), ..., (1, class 0), ..."""
         ...
@@ -46,6 +51,7 @@ class Noise:
     """Gaussian noise of the real data's channel mean and std, within the range of pixels (SRe2L, methods section 1)."""
 
     needs_observers = False
+    by_class = needs_scale = True
 
     def least(self, ipc: int) -> int:
         return 0
@@ -67,6 +73,7 @@ class WholeImages:
 
     flip: bool = True
     needs_observers = False
+    by_class, needs_scale = True, False
 
     def least(self, ipc: int) -> int:
         return ipc
@@ -86,6 +93,12 @@ class Chosen:
     factor: Positive = 1
     candidates: Positive = 300
     needs_observers = True
+    by_class = True
+
+    @property
+    def needs_scale(self) -> bool:
+        """Tiles are seen amid the mean colour."""
+        return self.factor > 1
 
     def least(self, ipc: int) -> int:
         return ipc * self.factor**2

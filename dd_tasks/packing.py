@@ -32,6 +32,7 @@ from dd_tasks.shards import (
     read_index,
     scan_shard,
 )
+from dd_tasks.sources import noted
 from dd_tasks.tars import CLASS_SUFFIX, IMAGE_SUFFIXES, folder_of, size_of
 from dd_tasks.types import Track, untracked
 from schemas.index import ShardEntry, ShardIndex
@@ -104,17 +105,18 @@ def _write(samples: Iterator[Encoded], classes: Sequence[str], out: Path, prefix
     pixels, counts, keys = PixelStatistics(), Counter[int](), set[str]()
     while (first := next(samples, None)) is not None:
         name = f"{prefix}-{len(entries):04d}.tar"
-        before = counts.total()
+        before, labels = counts.total(), set[int]()
         with open(out / name, "wb") as file, TarWriter(file, user="", group="", encoder=False, mtime=0) as tar:
             for key, image, suffix, label in chain([first], islice(samples, per_shard - 1)):
                 _expect_sound(key, suffix, label, len(classes), keys)
                 try:
-                    pixels.add(decode_whole(image))
+                    pixels.add(decode_whole(image), label)
                 except ValueError as error:
                     raise InputError(f"sample {key!r}: {error}") from error
                 tar.write({"__key__": key, suffix: image, CLASS_SUFFIX: str(label).encode()})
                 counts[label] += 1
-        entries.append(_entry(out / name, counts.total() - before))
+                labels.add(label)
+        entries.append(_entry(out / name, counts.total() - before, labels))
     if not entries:
         raise InputError("no samples to pack")
     index = index_of(classes, entries, pixels, counts)
@@ -135,10 +137,12 @@ def _expect_sound(key: str, suffix: str, label: int, classes: int, keys: set[str
     keys.add(key)
 
 
-def _entry(path: Path, samples: int) -> ShardEntry:
+def _entry(path: Path, samples: int, labels: set[int]) -> ShardEntry:
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardEntry(name=path.name, samples=samples, bytes=path.stat().st_size, sha256=sha256)
+    return ShardEntry(
+        name=path.name, samples=samples, bytes=path.stat().st_size, sha256=sha256, classes=noted(labels)
+    )  # fmt: skip
 
 
 # What is packed: each of these returns the class names and the samples, in a mixed order that never changes

@@ -35,6 +35,11 @@ class Recipe:
         """Whether a term matches statistics of patches, which are then measured first."""
         return any(term.needs_patches for ballot in self.ballots for term in ballot.terms)
 
+    @property
+    def matches_data(self) -> bool:
+        """Whether a term matches statistics of the real data, by channel or by patch."""
+        return any(getattr(term, "matches_data", True) for ballot in self.ballots for term in ballot.terms)
+
 
 PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotated so
     initialise.Initialiser: (

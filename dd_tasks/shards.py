@@ -3,14 +3,12 @@
 N images, C channels (3), H x W pixels, S the side of a square image. Images are uint8.
 """
 
-import hashlib
-import json
 import logging
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -22,6 +20,7 @@ from webdataset.shardlists import expand_urls
 from dd_tasks.decoding import PixelStatistics, decode, decode_whole
 from dd_tasks.errors import InputError
 from dd_tasks.feeds import Batch, Feed, InMemory, number, shuffled
+from dd_tasks.sources import Source, noted, of_classes, serves
 from dd_tasks.tars import (
     IMAGE_SUFFIXES,
     Fault,
@@ -83,29 +82,17 @@ def _expand(pattern: str) -> Iterator[str]:
 # What they hold
 
 
-@dataclass(frozen=True)
-class Source:
-    """A set of shards: `urls[i]` is where `index.shards[i]` lies."""
-
-    urls: tuple[str, ...]
-    index: ShardIndex
-
-    @property
-    def digest(self) -> str:
-        """Of the shards' content and the class names; where the shards lie and what they are called does not count."""
-        content = {"classes": self.index.classes, "shards": sorted(shard.sha256 for shard in self.index.shards)}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def open_source(
     patterns: Sequence[str],
     *,
     classes: Sequence[str] | None = None,
+    only: Sequence[str] = (),
     quarantine: Quarantine,
     track: Track = untracked,
 ) -> Source:
     """The shards matching `patterns` and what they hold: from an index.json that lists just these, else by reading all.
     All are read, too, where faults are tolerated: an index.json counts samples that only decoding finds faulty.
+    Where the run is of `only` some classes, the shards that hold none of them need not be there.
 
     Class names come from `classes`, index.json, a classes.txt beside the shards, or are "0".."max". InputError for
     shards that are missing, cut short, unlike their index.json, or of one name, and for faults above the tolerance.
@@ -116,15 +103,17 @@ def open_source(
     _expect_sizes(by_name, listed)
     names = list(classes) if classes else index.classes if index else class_names(by_name.values())
     _expect_names(names or ())
-    indexed = index and names and listed.keys() == by_name.keys() and len(names) == len(index.classes)
+    indexed = index and names and len(names) == len(index.classes) and serves(index, by_name.keys(), names, only)
     if index and indexed and not quarantine.limit:
-        return Source(tuple(by_name[name] for name in listed), index.model_copy(update={"classes": names}))
+        entries = [entry for entry in index.shards if entry.name in by_name]
+        found = index.model_copy(update={"classes": names, "shards": entries})
+        return of_classes(Source(tuple(by_name[entry.name] for entry in entries), found), only)
     log.info("reading %d shards: %s", len(by_name), "faults are tolerated" if indexed else f"no {INDEX} lists them")
     scanned = _scan(tuple(by_name.values()), names, quarantine, track)
     for entry in scanned.shards:
         if entry.name in listed and entry.sha256 != listed[entry.name].sha256:
             raise InputError(f"shard {by_name[entry.name]!r} is not the one {INDEX} lists: its sha256 differs")
-    return Source(tuple(by_name.values()), scanned)
+    return of_classes(Source(tuple(by_name.values()), scanned), only)
 
 
 def _expect_names(classes: Sequence[str]) -> None:
@@ -185,15 +174,18 @@ def scan_shard(
     url: str, classes: int, quarantine: Quarantine, pixels: PixelStatistics, counts: Counter[int]
 ) -> ShardEntry:
     """Reads a shard to its end, decoding every image, and adds to `pixels` and `counts`."""
-    shard, before = Shard(url), counts.total()
+    shard, found = Shard(url), Counter[int]()
     for sample in samples_of(shard, classes, quarantine):
         try:
-            pixels.add(decode_whole(sample.image))
+            pixels.add(decode_whole(sample.image), sample.label)
         except ValueError as error:
             quarantine.add(shard.name, sample.key, str(error))
         else:
+            found[sample.label] += 1
             counts[sample.label] += 1
-    return ShardEntry(name=shard.name, samples=counts.total() - before, bytes=shard.size, sha256=shard.sha256)
+    return ShardEntry(
+        name=shard.name, samples=found.total(), bytes=shard.size, sha256=shard.sha256, classes=noted(found)
+    )
 
 
 def index_of(
@@ -205,12 +197,12 @@ def index_of(
     mean, std = pixels.mean_and_std()
     return ShardIndex(
         classes=list(classes), shards=entries, samples_per_class=[counts[label] for label in range(len(classes))],
-        height=height, width=width, mean=mean, std=std,
+        height=height, width=width, mean=mean, std=std, pixels_per_class=pixels.by_class(len(classes)),
     )  # fmt: skip
 
 
 def stream(source: Source, *, quarantine: Quarantine, shuffle_shards_seed: int | None = None) -> Iterator[Sample]:
-    """Every sound sample, shard after shard, never holding a shard in memory.
+    """Every sound sample of the classes in use, shard after shard, never holding a shard in memory.
 
     The order follows from the shards' content and the seed. InputError for a shard that is missing, cut short or
     damaged, or no longer the one that was indexed.
@@ -218,9 +210,14 @@ def stream(source: Source, *, quarantine: Quarantine, shuffle_shards_seed: int |
     shards = sorted(zip(source.index.shards, source.urls, strict=True), key=lambda pair: pair[0].sha256)
     if shuffle_shards_seed is not None:
         random.Random(f"shards {shuffle_shards_seed}").shuffle(shards)
+    numbers = {label: number for number, label in enumerate(source.ids)}
     for entry, url in shards:
         shard = Shard(url)
-        yield from samples_of(shard, len(source.index.classes), quarantine)
+        for sample in samples_of(shard, len(source.known or source.index.classes), quarantine):
+            if not source.known:
+                yield sample
+            elif sample.label in numbers:
+                yield replace(sample, label=numbers[sample.label])
         if shard.sha256 != entry.sha256:
             raise InputError(f"shard {url!r} is no longer the one that was indexed: its sha256 differs")
 

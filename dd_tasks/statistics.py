@@ -117,8 +117,8 @@ def _summary(layer: nn.Module, sums_K2C: Tensor, counts_K: Tensor) -> LayerStati
     overall_2C = sums_K2C.sum(0) / counts_K.sum()
     seen = counts_K[:, None, None] > 0
     classwise_K2C = torch.where(seen, sums_K2C / counts_K.clamp_min(1)[:, None, None], overall_2C)
-    batch_norm = isinstance(layer, nn.BatchNorm2d)
-    if batch_norm and layer.running_mean is not None:
+    batch_norm = isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+    if batch_norm:
         overall_2C = torch.stack([layer.running_mean, layer.running_var]).cpu()  # type: ignore[list-item]
     mean_C, variance_C = overall_2C.float().unbind(0)
     mean_KC, variance_KC = classwise_K2C.float().unbind(1)

@@ -23,6 +23,7 @@ Closure = Callable[[Observer, Reading, Tensor], Tensor]  # (judge, its reading, 
 class Term(Protocol):
     needs_moments: bool  # by channel
     needs_patches: bool
+    # matches_data: bool  # whether it looks at the observers' statistics of the real data; taken to, without it
 
     def convene(self, studio: Studio) -> Closure: ...
 
@@ -32,7 +33,7 @@ class CrossEntropy:
     """Mean cross-entropy of the observer against the image's class."""
 
     weight: Amount = 1.0
-    needs_moments = needs_patches = False
+    needs_moments = needs_patches = matches_data = False
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
@@ -57,6 +58,7 @@ class BatchNormMatching:
     first_layer: Amount = 10.0
     needs_moments = True
     needs_patches = False
+    matches_data = False  # running statistics are the network's own
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class Matching:
 
     weight: Amount = 1.0
     distance: Literal["squared", "l1"] = "squared"
-    needs_moments = needs_patches = False
+    needs_moments = needs_patches = matches_data = False
 
     def length(self, gap: Tensor) -> Tensor:
         return gap.square().sum() if self.distance == "squared" else gap.abs().sum()
@@ -132,7 +134,7 @@ class ContrastivePull:
     guide may know other classes: its features F are asked, not its logits."""
 
     weight: Amount = 1000.0
-    needs_moments = needs_patches = False
+    needs_moments = needs_patches = matches_data = False
 
     def convene(self, studio: Studio) -> Closure:
         def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:

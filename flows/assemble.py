@@ -27,6 +27,7 @@ from dd_tasks.students import StudentRecipe, shared
 from dd_tasks.verify import portable
 from flows.settings import Settings
 from flows.tasks import stage
+from flows.walk import current
 from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, machine, store_of
 from schemas.manifest import (
     Claim,
@@ -90,6 +91,15 @@ class Run:
                 yield ObserverRecipe(
                     architecture, self.spec.full_epochs, peak_rate=0.05, batch=64, flip=self.spec.flip, seed=seed
                 )
+
+
+@dataclass
+class Explained(Exception):
+    """The end of a walk: what was asked for, and what becomes of the artifact."""
+
+    run: Run
+    data: Data
+    fate: str
 
 
 @dataclass(frozen=True)
@@ -198,10 +208,11 @@ def claims_of(measured: list[tuple[Row, int, Ref]], split: str, settings: Settin
 
 def _source(source: Source, patterns: tuple[str, ...], data: Data | None = None) -> SourceData:
     index = source.index
-    shards = [SourceShard(**entry.model_dump()) for entry in index.shards]
+    shards = [SourceShard(**entry.model_dump(exclude={"classes"})) for entry in index.shards]
     faults = [QuarantinedSample(shard=f.shard, key=f.key, reason=f.reason) for f in (data.faults if data else ())]
     return SourceData(
         digest=source.digest, shards=shards, samples=index.samples, quarantined=faults,
+        classes=list(source.known) or None,
         patterns=[pattern for pattern in patterns if portable(pattern)],
     )  # fmt: skip
 
@@ -210,7 +221,7 @@ def _observer(seat: Seat, settings: Settings) -> ObserverEntry:
     facts = facts_of(seat.weights, settings)
     return ObserverEntry(
         name=seat.recipe.name, architecture=seat.recipe.architecture, epochs=facts["epochs"],
-        accuracy=facts["accuracy"], digest=seat.weights.digest, seconds=facts["seconds"],
+        accuracy=seat.accuracy(settings), digest=seat.weights.digest, seconds=facts["seconds"],
     )  # fmt: skip
 
 
@@ -221,11 +232,19 @@ def _nearness(results: Results, settings: Settings) -> Nearness:
 
 @stage("assemble")
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
-    """Write the artifact folder; it is validated before it takes its name."""
+    """Write the artifact folder, unless it is there already; it is validated before it takes its name."""
+    if (walk := current()) and walk.running:
+        raise Explained(run, data, "follows")
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
     labels, (near, _) = get_labels(results.labels.published, finished, settings), get_nearest(results.near, settings)
     name = run.spec.name or out.resolve().name
     draft = draft_of(run, data, results, labels, settings, name=name, command=command)
+    there = artifact.standing(out, draft, validate.validate)
+    if walk:
+        raise Explained(run, data, "is already this" if there else "is written")
+    if there:
+        log.info("%s is already this artifact: it is not written again", out)
+        return there
     story = story_of(run, begun.images_NCHW, results.panels, settings)
     pictures = {
         "preview.png": preview(

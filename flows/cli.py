@@ -10,6 +10,7 @@ import typer
 
 from flows.options import (
     BytesRow,
+    Classes,
     CodecName,
     Committee,
     Device,
@@ -21,6 +22,7 @@ from flows.options import (
     Ipc,
     LabelBytes,
     License,
+    Normalise,
     Overrides,
     PanelSize,
     PlainRows,
@@ -65,6 +67,8 @@ def run(
     shards: Shards = None,
     test: Test = None,
     ipc: Ipc = None,
+    classes: Classes = None,
+    normalise: Normalise = None,
     side: Side = None,
     committee: Committee = None,
     student: Student = None,
@@ -93,11 +97,13 @@ def run(
     threads: Threads = None,
     request: Requests = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and the plan, and stop.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print which stages would run and why, and stop.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Distil shards into a dataset: train the committee, recover, relabel, score, validate, report."""
     spec = spec_of(
-        preset, shards=shards, test=test, ipc=ipc, side=side, committee=committee, students=student, seeds=seeds,
+        preset, shards=shards, test=test, ipc=ipc, classes=classes, normalise=normalise, side=side,
+        committee=committee, students=student, seeds=seeds,
         student_epochs=student_epochs, student_batch=student_batch, full_epochs=full_epochs, hard_rows=hard_rows,
         plain_rows=plain_rows, seed=seed, flip=flip, guides=guides, panel=panel, tolerate=tolerate,
         license=license_, source_dataset=source_dataset, codec=codec, label_bytes_per_image=label_bytes_per_image,
@@ -108,6 +114,8 @@ def run(
     settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
     if dry_run:
         launch.show_plan(spec, out)
+    elif explain:
+        launch.explain(spec, out, settings_of(store, device, verbose))
     else:
         launch.run(spec, out, report, settings, shlex.join(["retort", *sys.argv[1:]]))
 

@@ -22,11 +22,12 @@ from flows.tasks import (
     train_observer,
     train_student,
 )
-from flows.workspace import Data, Pool, Seat, panels_of, seed_of
+from flows.walk import subflow
+from flows.workspace import Data, Pool, Seat, begun_of, panels_of, seed_of
 from schemas.spec import RunSpec
 
 
-@flow(name="train-committee", validate_parameters=False, task_runner=ENGINE)
+@subflow(name="train-committee", validate_parameters=False, task_runner=ENGINE)
 def train_committee(
     members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings, patches: bool = False
 ) -> tuple[Seat, ...]:
@@ -51,13 +52,15 @@ def measure_priors(
     """Within a flow: each observer distils alone, by the run's recipe; its prior is the top-1 of a student of that, on
     held-out training images (CV-DD, methods section 6)."""
     spec, recipe, data = run.spec, alone(run.recipe), replace(data, test=None)
-    candidates = draw_candidates(recipe.initialiser, spec.ipc, data, seed_of(spec.seed, "candidates"), settings)
-    panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
+    drawn = seed_of(spec.seed, "candidates")
+    candidates = draw_candidates(recipe.initialiser, spec.ipc, data, drawn, settings)
     seeds = {what: seed_of(spec.seed, "prior", what) for what in ("choose", "labels")}
     measured = []
     for seat in seats:
         one, what = (seat,), f"images of {seat.recipe.name} alone"
         first = choose_images(recipe.initialiser, candidates, one, spec.ipc, data, seeds["choose"], settings)
+        begun = begun_of(recipe.initialiser, spec.ipc, data, (drawn, seeds["choose"]), one)
+        panels = panels_of(spec.ipc, begun, data.shape.classes, spec.panel, spec.seed)
         finished, canvas = recover(recipe, first, panels, one, data, spec.seed, settings, pools)
         labels = relabel(recipe.labeller, canvas, one, data, seeds["labels"], settings, what)
         score = train_student(run.students[0], canvas, labels, data, spec.seed, settings, what)
@@ -68,7 +71,9 @@ def measure_priors(
 @flow(name="priors-from-shards", validate_parameters=False, task_runner=ENGINE)
 def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     """The priors by themselves, ahead of the runs that will find them in the store."""
-    data = index_shards(spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc)
+    data = index_shards(
+        spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc, spec.classes, spec.normalise
+    )
     run = resolve(spec, data.side, data.shape.classes)
     seats = train_committee(run.observers, data, settings, run.recipe.needs_patches)
     return measure_priors(run, seats, data, settings, train_guides(run, data, settings))

@@ -19,7 +19,7 @@ from flows.tasks import (
     index_shards,
     measure_nearness,
 )
-from flows.workspace import panels_of, seed_of
+from flows.workspace import begun_of, panels_of, seed_of
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
 
@@ -30,12 +30,15 @@ HERE = Settings()
 def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "") -> Manifest:
     """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.
-    data = index_shards(spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc)
+    data = index_shards(
+        spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc, spec.classes, spec.normalise
+    )
     run = resolve(spec, data.side, data.shape.classes)
     recipe, begin = run.recipe, run.recipe.initialiser
 
     # Candidates are drawn first: a class with too few images is noticed before hours of training.
-    candidates = draw_candidates(begin, spec.ipc, data, seed_of(spec.seed, "candidates"), settings)
+    drawn, chosen = seed_of(spec.seed, "candidates"), seed_of(spec.seed, "choose")
+    candidates = draw_candidates(begin, spec.ipc, data, drawn, settings)
     draws = [seed_of(spec.seed, "random", i) for i in range(spec.seeds)]
     lots = [draw_candidates(WholeImages(), spec.ipc, data, seed, settings) for seed in draws]
 
@@ -46,8 +49,9 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
         seats = measure_priors(run, seats, data, settings, pools)
 
     # Recover: chosen real images are optimised, panel by panel, through exploration and exploitation.
-    first = choose_images(begin, candidates, seats, spec.ipc, data, seed_of(spec.seed, "choose"), settings)
-    panels = panels_of(spec.ipc * data.shape.classes, spec.panel, spec.seed)
+    first = choose_images(begin, candidates, seats, spec.ipc, data, chosen, settings)
+    begun = begun_of(begin, spec.ipc, data, (drawn, chosen), seats)
+    panels = panels_of(spec.ipc, begun, data.shape.classes, spec.panel, spec.seed)
     finished, canvas = recover(recipe, first, panels, seats, data, spec.seed, settings, pools)
 
     # Relabel: the committee's logits of many views; the same for random real images, drawn anew for every seed. Where

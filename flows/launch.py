@@ -42,6 +42,17 @@ def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command
     show_result(manifest, out, page)
 
 
+def explain(spec: RunSpec, out: Path, settings: Settings) -> None:
+    """What `run` would make, and why, as plain lines."""
+    artifact.check_out(out)
+    check_places(spec.shards + spec.test, settings)
+    check_recipe(spec)
+    from flows.explain import explain as explained
+
+    for line in explained(spec, out, settings):
+        print(line)
+
+
 def compare(
     specs: tuple[RunSpec, ...], out: Path, settings: Settings, command: str, factors: tuple[str, ...] = ()
 ) -> None:
@@ -245,8 +256,8 @@ def measure_priors(spec: RunSpec, settings: Settings) -> None:
         table.add_column(column, justify="left" if column == "observer" else "right")
     for seat in priors_from_shards(spec, settings):
         assert seat.prior is not None
-        own, prior = facts_of(seat.weights, settings), facts_of(seat.prior, settings)
-        scores = (f"{100 * own['accuracy']:.1f}", f"{100 * prior['accuracy']:.1f}", f"{prior['seconds']:.0f}")
+        prior = facts_of(seat.prior, settings)
+        scores = (f"{100 * seat.accuracy(settings):.1f}", f"{100 * prior['accuracy']:.1f}", f"{prior['seconds']:.0f}")
         table.add_row(seat.recipe.name, *scores)
     _shown(100).print(table)
 
@@ -276,6 +287,6 @@ def _seat(
         table.add_column(column, justify="left" if column == "observer" else "right")
     for seat in seats:
         facts = facts_of(seat.weights, settings)
-        score = f"{100 * facts['accuracy']:.1f}"
+        score = f"{100 * seat.accuracy(settings):.1f}"
         table.add_row(seat.recipe.name, score, str(facts["epochs"]), f"{facts['seconds']:.0f}")
     _shown(100).print(table)

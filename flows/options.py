@@ -25,6 +25,8 @@ Requests = Annotated[
 Shards = Annotated[list[str] | None, typer.Option(help="Glob, brace pattern or URL of shards; may be repeated.")]
 Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.")]
 Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
+Classes = Annotated[str | None, typer.Option(help="Distil these alone, by name, with commas; default: all.")]
+Normalise = Annotated[str | None, typer.Option(help="Pixels by the mean and std of the data, or of imagenet.")]
 Side = Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")]
 Committee = Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")]
 Student = Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")]
@@ -116,6 +118,8 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
     from schemas.spec import RunSpec
 
     given = {key: value for key, value in options.items() if value is not None}
+    if "classes" in given:
+        given["classes"] = tuple(filter(None, given["classes"].split(",")))
     if "set" in given:
         given["set"] = _overrides(given["set"])
     values: dict[str, Any] = {"preset": preset}

@@ -9,6 +9,7 @@ from flows.assemble import Labelled, Row, Run, Seen
 from flows.engines import finished
 from flows.settings import Settings
 from flows.tasks import encode_labels, relabel, spend_on_jpegs, train_on_full_data, train_ordinarily, train_student
+from flows.walk import following
 from flows.workspace import Data, Seat, images_of, seed_of
 
 
@@ -68,11 +69,12 @@ def train_students(
             spend_on_jpegs(sets.canvas, mine, random, data, draw, settings)
             for random, draw in zip(sets.random, sets.draws, strict=True)
         ]
-        counts = images_of(jpegs[0], settings), images_of(sets.canvas, settings)
-        for student in (ordinary(one, *counts) for one in run.students):
-            for seed, images in enumerate(jpegs):
-                score = train_ordinarily.submit(student, images, run.spec.flip, data, seed, settings)
-                scores.append((("jpeg", student.architecture, student.epochs), seed, score))
+        with following("students on JPEG images"):
+            counts = images_of(jpegs[0], settings), images_of(sets.canvas, settings)
+            for student in (ordinary(one, *counts) for one in run.students):
+                for seed, images in enumerate(jpegs):
+                    score = train_ordinarily.submit(student, images, run.spec.flip, data, seed, settings)
+                    scores.append((("jpeg", student.architecture, student.epochs), seed, score))
     made = finished((f"student of {row[0]} images, seed {seed}", score) for row, seed, score in scores)
     return [(row, seed, ref) for (row, seed, _), ref in zip(scores, made, strict=True)]
 

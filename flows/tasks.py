@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
-from prefect import Task
 from prefect.cache_policies import NO_CACHE
 
 from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, students
@@ -25,9 +24,10 @@ from dd_tasks.shards import Quarantine
 from dd_tasks.statistics import to_tensors
 from dd_tasks.store import Ref
 from dd_tasks.types import Canvas
-from flows import console
+from flows import console, walk
 from flows.engines import TRIES
 from flows.settings import Part, Settings
+from flows.walk import Walked
 from flows.workspace import (
     Data,
     Made,
@@ -50,7 +50,9 @@ from flows.workspace import (
     put_views,
     studio_of,
     test_feed,
+    voting,
 )
+from schemas.spec import Normalise
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -66,7 +68,7 @@ def _any_but_input(task: Any, run: Any, state: Any) -> bool:
     return not isinstance(state.result(raise_on_failure=False), InputError)
 
 
-class Stage(Task[P, R]):
+class Stage(Walked[P, R]):
     """A Prefect task as all of ours are: no cache but the store, retried only where that can help: a panel always, for
     another GPU may do better. `part` says what an engine sets aside for it where it is submitted."""
 
@@ -84,15 +86,18 @@ def stage(name: str, part: Part | None = None) -> Callable[[Callable[P, R]], Sta
 
 @stage("index shards")
 def index_shards(
-    patterns: tuple[str, ...], test: tuple[str, ...], side: int | None, held_out: float, tolerate: int, ipc: int
-) -> Data:
+    patterns: tuple[str, ...], test: tuple[str, ...], side: int | None, held_out: float, tolerate: int, ipc: int,
+    classes: tuple[str, ...] = (), normalise: Normalise = "data",
+) -> Data:  # fmt: skip
     """What the shards hold, checked; InputError where they do not serve the run."""
     quarantine = Quarantine(tolerate)
-    source = shards.open_source(patterns, quarantine=quarantine, track=console.track)
+    source = shards.open_source(patterns, only=classes, quarantine=quarantine, track=console.track)
     tested = None
     if test:
-        classes = source.index.classes
-        tested = shards.open_source(test, classes=classes, quarantine=Quarantine(), track=console.track)
+        known = source.known or source.index.classes
+        tested = shards.open_source(
+            test, classes=known, only=classes, quarantine=Quarantine(), track=console.track
+        )  # fmt: skip
     fewest = min(zip(source.index.samples_per_class, source.index.classes, strict=True))
     if ipc > fewest[0]:
         raise InputError(f"ipc {ipc} is above the {fewest[0]} images of class {fewest[1]!r}")
@@ -103,7 +108,7 @@ def index_shards(
             )
         side = min(source.index.height, source.index.width)
     log.info("%d images of %d classes at %d px", source.index.samples, len(source.index.classes), side)
-    return Data(source, tested, side, held_out, tolerate, tuple(quarantine.found))
+    return Data(source, tested, side, held_out, tolerate, tuple(quarantine.found), normalise)
 
 
 @stage("train {recipe.name}", "observers")
@@ -118,23 +123,22 @@ def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Re
         checkpoints = {f"epoch-{epoch}": weights for epoch, weights in made.checkpoints.items()}
         return {"accuracy": made.accuracy, "epochs": made.epochs}, {"weights": made.weights, **checkpoints}
 
-    return kept(ref, f"observer {recipe.name}", settings, make)
+    return kept(ref, f"observer {recipe.name}", settings, make, ("data", "observers"))
 
 
 @stage("import {member.name}", "observers")
 def import_observer(member: Imported, data: Data, settings: Settings) -> Ref:
-    inputs = {"architecture": member.architecture, "sha256": member.sha256}
-    ref = Ref("observer", identity("import", 1, **inputs, data=data.digest))
+    """Its weights, checked. What it is does not depend on the images; how well it knows them, `measure_observer`
+    measures."""
+    fitted = {"classes": data.shape.classes, "side": data.side}
+    ref = Ref("observer", identity("import", 2, architecture=member.architecture, sha256=member.sha256, **fitted))
 
     def make() -> Made:
         weights = committee.load_weights(member, data.shape)
-        device = device_of(settings)
-        net = committee.restore(member.architecture, weights, data.shape, device)
-        return {"accuracy": committee.accuracy(net, feed_of(data, "held-out"), device), "epochs": 0}, {
-            "weights": weights
-        }
+        committee.restore(member.architecture, weights, data.shape, device_of(settings))
+        return {"epochs": 0}, {"weights": weights}
 
-    return kept(ref, f"observer {member.name}", settings, make)
+    return kept(ref, f"observer {member.name}", settings, make, ("observers",))
 
 
 @stage("import guide {member.name}")
@@ -149,19 +153,33 @@ def import_guide(member: Imported, shape: Shape, settings: Settings) -> tuple[Re
         return {"classes": classes}, {"weights": weights}
 
     found = kept(ref, f"guide {member.name}", settings, make)
+    if walk.current():
+        return found, shape  # no identity depends on it
     return found, replace(shape, classes=facts_of(found, settings)["classes"])
 
 
 @stage("measure {recipe.name}", "observers")
 def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Settings) -> Seat:
-    """The observer's layer statistics over the training images."""
-    return Seat(recipe, weights, _measured("statistics", recipe, weights, data, settings))
+    """The observer's layer statistics over the training images; of an imported one also its held-out top-1."""
+    statistics = _measured("statistics", recipe, weights, data, settings)
+    score = _accuracy(recipe, weights, data, settings) if isinstance(recipe, Imported) else None
+    return Seat(recipe, weights, statistics, score=score)
 
 
 @stage("measure patches of {seat.recipe.name}")
 def measure_patches(seat: Seat, data: Data, settings: Settings) -> Seat:
     """The statistics of the patches of its convolutions' inputs beside them."""
     return replace(seat, patches=_measured("patches", seat.recipe, seat.weights, data, settings))
+
+
+def _accuracy(member: Imported, weights: Ref, data: Data, settings: Settings) -> Ref:
+    ref = Ref("score", identity("held-out", 1, weights=weights.digest, data=data.digest))
+
+    def make() -> Made:
+        net, device = network_of(member, weights, data.shape, settings), device_of(settings)
+        return {"accuracy": committee.accuracy(net, feed_of(data, "held-out"), device)}, {}
+
+    return kept(ref, f"held-out top-1 of {member.name}", settings, make, (weights, "data"))
 
 
 def _measured(
@@ -176,16 +194,13 @@ def _measured(
         )
         return {}, {kind: to_tensors(found)}
 
-    return kept(ref, f"{kind} of {recipe.name}", settings, make)
+    return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"))
 
 
 @stage("draw candidates (seed {seed})")
 def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
-    """Real images a class, in one pass over the training part; fewer than the initialiser would like where a class has
-    fewer, never fewer than it needs."""
-    wanted, least = initialiser.demand(ipc), initialiser.least(ipc)
-    if wanted > least:
-        wanted = max(least, data.most_per_class(wanted))
+    """Real images a class, in one pass over the training part."""
+    wanted = data.drawn(initialiser, ipc)
     ref = Ref("candidates", identity("candidates", 1, data=data.digest, per_class=wanted, seed=seed))
 
     def make() -> Made:
@@ -195,7 +210,7 @@ def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, set
         )  # fmt: skip
         return {"keys": list(found.keys)}, {"candidates": put_candidates(found)}
 
-    return kept(ref, f"{wanted} candidates a class", settings, make)
+    return kept(ref, f"{wanted} candidates a class", settings, make, ("data", "ipc", "seed"))
 
 
 @stage("choose images (seed {seed})")
@@ -219,7 +234,8 @@ def choose_images(
         facts, tensors = put_canvas(initialiser.choose(found, ipc, data.side, studio))
         return facts, {"canvas": tensors}
 
-    return kept(ref, f"{ipc} images a class to begin from", settings, make)
+    made_of: tuple[Ref | str, ...] = (candidates, *voting(seats if looks else ()), "initialiser", "ipc", "seed")
+    return kept(ref, f"{ipc} images a class to begin from", settings, make, made_of)
 
 
 @stage("recover panel {panel.index}", "panels")
@@ -227,13 +243,17 @@ def recover_panel(
     recipe: Recipe, first: Ref, panel: Panel, seats: tuple[Seat, ...], data: Data, settings: Settings,
     real: Ref | None = None, pools: tuple[Pool, ...] = (),
 ) -> Ref:  # fmt: skip
-    """One panel through the schedule. The labeller has no part in its identity."""
-    judged = {"ballots": recipe.ballots, "schedule": recipe.schedule, "real": real and real.digest}
+    """One panel through the schedule. Of its first images its own count, and of the committee what judges them; the
+    labeller has no part in its identity."""
+    judged: dict[str, Any] = {"ballots": recipe.ballots, "schedule": recipe.schedule, "real": real and real.digest}
     if pools:
         judged["pools"] = [pool.digest for pool in pools]
-    by = [[*seat.vote, *(ref.digest for ref in seat.measured)] for seat in seats]
+    by = [ref for seat in seats for ref in (*voting((seat,)), *(seat.measured if recipe.matches_data else ()))]
+    if recipe.schedule.steps:
+        shape = data.shape
+        judged |= {"seats": [ref.digest for ref in by], "scale": [shape.classes, shape.mean, shape.std]}
     place = [panel.start, panel.stop, panel.seed]
-    ref = Ref("panel", identity("recover", 2, **judged, first=first.digest, seats=by, panel=place))
+    ref = Ref("panel", identity("recover", 3, **judged, first=panel.begun or first.digest, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings)[panel.start : panel.stop]
@@ -244,7 +264,10 @@ def recover_panel(
         curves = {k: v.contiguous() for k, v in curves.items()}
         return {**facts, "image_updates": made.image_updates}, {"canvas": tensors, "curves": curves}
 
-    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make)
+    made_of: tuple[Ref | str, ...] = ("data", "initialiser", "ipc", "seed", *voting(seats)) if panel.begun else (first,)
+    if recipe.schedule.steps:
+        made_of = (*made_of, "ballots", "schedule", "scale", *by, *([real] if real else []))
+    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make, made_of)
 
 
 @stage("gather the canvas")
@@ -259,7 +282,7 @@ def gather(panels: tuple[Ref, ...], settings: Settings) -> Ref:
         facts, tensors = put_canvas(Canvas(images_NCHW, targets_N, tuple(s for part in parts for s in part.sources)))
         return facts, {"canvas": tensors}
 
-    return kept(ref, "canvas", settings, make)
+    return kept(ref, "canvas", settings, make, panels)
 
 
 @stage("measure nearness")
@@ -275,7 +298,7 @@ def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -
         )  # fmt: skip
         return put_nearest(near[: len(ours)], near.similarity_N[len(ours) :])
 
-    return kept(ref, "nearness to real images", settings, make)
+    return kept(ref, "nearness to real images", settings, make, (canvas, random, "data"))
 
 
 @stage("relabel {what}", "labels")
@@ -295,7 +318,8 @@ def relabel(
         studio = studio_of(seats, data, seed, settings)
         return {}, {"views": put_views(labeller.label(get_canvas(canvas, settings), studio))}
 
-    return kept(ref, f"labels of {what} images", settings, make)
+    made_of: tuple[Ref | str, ...] = (canvas, *voting(seats), "labeller", "seed")
+    return kept(ref, f"labels of {what} images", settings, make, made_of)
 
 
 @stage("encode the labels of {what}", "labels")
@@ -308,7 +332,7 @@ def encode_labels(views: Ref, canvas: Ref, per_image: int | None, data: Data, se
         budget = per_image * len(images) if per_image else sum(len(artifact.png(image)) for image in images.images_NCHW)
         return put_labels(codec.fitted(get_views(views, settings), len(images), data.side, budget))
 
-    return kept(ref, f"compact labels of {what}", settings, make)
+    return kept(ref, f"compact labels of {what}", settings, make, (views, canvas))
 
 
 @stage("student {recipe.architecture} on {what} (seed {seed})", "students")
@@ -327,7 +351,8 @@ def train_student(
         )  # fmt: skip
         return {"accuracy": top1}, {}
 
-    return _scored(kept(ref, f"{recipe.architecture} on {what}, seed {seed}", settings, make), settings)
+    made_of = (canvas, views, "data", "test", "student")
+    return _scored(kept(ref, f"{recipe.architecture} on {what}, seed {seed}", settings, make, made_of), settings)
 
 
 @stage("student {recipe.name} on full data", "students")
@@ -343,7 +368,7 @@ def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -
         )  # fmt: skip
         return {"accuracy": made.accuracy}, {}
 
-    return _scored(kept(ref, f"{recipe.name} on full data", settings, make), settings)
+    return _scored(kept(ref, f"{recipe.name} on full data", settings, make, ("data", "test", "full")), settings)
 
 
 @stage("real images of as many bytes (seed {seed})")
@@ -368,7 +393,8 @@ def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int,
         facts, tensors = put_canvas(spent)
         return {**facts, "bytes": size, "budget": budget}, {"canvas": tensors}
 
-    return kept(ref, "JPEG images of as many bytes", settings, make)
+    made_of = (canvas, labels, random, "data", "seed")
+    return kept(ref, "JPEG images of as many bytes", settings, make, made_of)
 
 
 @stage("student {recipe.architecture} on JPEG images (seed {seed})", "students")
@@ -389,9 +415,11 @@ def train_ordinarily(
         )  # fmt: skip
         return {"accuracy": top1, "images": len(images)}, {}
 
-    return _scored(kept(ref, f"{recipe.architecture} on JPEG images, seed {seed}", settings, make), settings)
+    made_of = (canvas, "data", "test", "student")
+    return _scored(kept(ref, f"{recipe.architecture} on JPEG images, seed {seed}", settings, make, made_of), settings)
 
 
 def _scored(ref: Ref, settings: Settings) -> Ref:
-    log.info("  top-1 %.1f%%", 100 * facts_of(ref, settings)["accuracy"])
+    if not walk.current():
+        log.info("  top-1 %.1f%%", 100 * facts_of(ref, settings)["accuracy"])
     return ref

@@ -143,8 +143,8 @@ def _trial(split: Split, folder: Path, manifest: Manifest, scope: Scope) -> Tria
     known = verify.images_of(manifest, split)
     tolerate = len(known.quarantined)
     source = shards.open_source(
-        _patterns(split, manifest, scope), classes=manifest.classes, quarantine=Quarantine(tolerate),
-        track=console.track,
+        _patterns(split, manifest, scope), classes=known.classes or manifest.classes,
+        only=manifest.classes if known.classes else (), quarantine=Quarantine(tolerate), track=console.track,
     )  # fmt: skip
     verify.expect_digest(known, source.digest, split)
     tables = {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".parquet")}

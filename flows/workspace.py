@@ -21,6 +21,7 @@ from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, Observer
 from dd_tasks.compact import Coding
 from dd_tasks.errors import InputError
+from dd_tasks.initialise import Demanding, Initialiser
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
 from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source, decode
@@ -30,6 +31,8 @@ from dd_tasks.types import Canvas, Crops, Nearest, RealImages, Studio, Views
 from flows import console
 from flows.engines import threads_of
 from flows.settings import Settings
+from flows.walk import current
+from schemas.spec import Normalise
 
 log = logging.getLogger("flows.tasks")
 CORES = torch.get_num_threads()
@@ -46,15 +49,24 @@ class Data:
     held_out: float
     tolerate: int
     faults: tuple[Fault, ...] = ()
+    normalise: Normalise = "data"
 
     @property
     def shape(self) -> Shape:
         index = self.source.index
-        return Shape(len(index.classes), self.side, index.mean, index.std)
+        mean, std = (index.mean, index.std) if self.normalise == "data" else committee.IMAGENET
+        return Shape(len(index.classes), self.side, mean, std)
 
     @property
     def digest(self) -> str:
-        return identity("data", 1, source=self.source.digest, side=self.side, held_out=self.held_out)
+        by = {} if self.normalise == "data" else {"normalise": self.normalise}
+        return identity("data", 1, source=self.source.digest, side=self.side, held_out=self.held_out, **by)
+
+    def drawn(self, initialiser: Demanding, ipc: int) -> int:
+        """Real images of each class for the initialiser to look at; fewer than it would like where a class has fewer,
+        never fewer than it needs."""
+        wanted, least = initialiser.demand(ipc), initialiser.least(ipc)
+        return max(least, self.most_per_class(wanted)) if wanted > least else wanted
 
     def most_per_class(self, wanted: int) -> int:
         """`wanted`, or as many training images as surely are there of every class."""
@@ -79,11 +91,16 @@ class Seat:
     prior: Ref | None = None
     patches: Ref | None = None
     trial: tuple[Ref, ...] = ()
+    score: Ref | None = None  # held-out top-1, where it did not come with the weights
 
     @property
     def vote(self) -> list[str | None]:
         """What its logits, and the weight they are given, depend on."""
         return [self.weights.digest, self.prior.digest if self.prior else None]
+
+    def accuracy(self, settings: Settings) -> float:
+        """Top-1 on the held-out part of the training images."""
+        return float(facts_of(self.score or self.weights, settings)["accuracy"])
 
     @property
     def measured(self) -> list[Ref]:
@@ -116,12 +133,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class Panel:
-    """The unit of recovery: slots [start, stop) of the canvas, with a seed of its own."""
+    """The unit of recovery: slots [start, stop) of the canvas, with a seed of its own; `begun` tells what their first
+    images are made of, where that is not all of the canvas."""
 
     index: int
     start: int
     stop: int
     seed: int
+    begun: str | None = None
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -141,10 +160,25 @@ def store_of(settings: Settings) -> Store:
     return Store(settings.store)
 
 
-def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> Ref:
-    """The reference, once its result is in the store: found there, or made now."""
+def voting(seats: tuple[Seat, ...]) -> tuple[Ref, ...]:
+    """What the votes of a committee are made of."""
+    return tuple(ref for seat in seats for ref in (seat.weights, seat.prior) if ref)
+
+
+def kept(
+    ref: Ref, what: str, settings: Settings, make: Callable[[], Made], made_of: tuple[Ref | str, ...] = ()
+) -> Ref:  # fmt: skip
+    """The reference, once its result is in the store: found there, or made now. In a walk neither, but noted.
+
+    `made_of` are the results that go into it, and by their names in `explain.changes` the parts of the specification
+    that do.
+    """
     store = store_of(settings)
-    if store.find(ref) is not None:
+    found = store.find(ref) is not None
+    if walk := current():
+        walk.look(what, ref, found, made_of)
+        return ref
+    if found:
         log.info("%s: found in the store (%s)", what, ref)
         return ref
     start = time.perf_counter()
@@ -198,7 +232,7 @@ def observers_of(seats: tuple[Seat, ...], shape: Shape, settings: Settings) -> t
     observers = []
     for seat in seats:
         net = network_of(seat.recipe, seat.weights, shape, settings)
-        accuracy = facts_of(seat.weights, settings)["accuracy"]
+        accuracy = seat.accuracy(settings)
         prior = facts_of(seat.prior, settings)["accuracy"] if seat.prior else None
         observers.append(Observer(seat.recipe.name, net, seen(seat.statistics), accuracy, prior, seen(seat.patches)))
     return tuple(observers)
@@ -240,10 +274,36 @@ def seed_of(seed: int, *what: object) -> int:
     return int(identity("seed", 1, seed=seed, what=[str(w) for w in what])[:8], 16)
 
 
-def panels_of(slots: int, size: int, seed: int) -> tuple[Panel, ...]:
-    """The canvas cut into panels of at most `size` slots."""
-    starts = range(0, slots, size)
-    return tuple(Panel(i, a, min(a + size, slots), seed_of(seed, "panel", i)) for i, a in enumerate(starts))
+def begun_of(
+    initialiser: Initialiser, ipc: int, data: Data, seeds: tuple[int, int], seats: tuple[Seat, ...]
+) -> tuple[str, ...]:  # fmt: skip
+    """Of each class what its part of the first canvas is made of, with the seeds of drawing and of choosing; nothing
+    where the initialiser does not take classes one by one. So a panel is made again only if its own classes changed."""
+    if not getattr(initialiser, "by_class", False):
+        return ()
+    looks = [seat.vote for seat in seats] if initialiser.needs_observers else None
+    scale = [data.shape.mean, data.shape.std] if getattr(initialiser, "needs_scale", True) else None
+    wanted = data.drawn(initialiser, ipc)
+    shared = identity(
+        "begun", 1, initialiser=initialiser, ipc=ipc, per_class=wanted, seeds=seeds, seats=looks, scale=scale,
+        side=data.side, classes=data.shape.classes, held_out=data.held_out,
+    )  # fmt: skip
+    return tuple(
+        identity("begun class", 1, shared=shared, number=number, real=content if wanted else None)
+        for number, content in enumerate(data.source.class_digests)
+    )
+
+
+def panels_of(ipc: int, begun: tuple[str, ...], classes: int, size: int, seed: int) -> tuple[Panel, ...]:
+    """The canvas cut into panels of at most `size` slots; slot i is of class i modulo the number of classes."""
+    slots = ipc * classes
+
+    def panel(index: int, start: int, stop: int) -> Panel:
+        own = [begun[slot % classes] for slot in range(start, stop)] if begun else None
+        made_of = identity("begun panel", 1, slots=own) if own else None
+        return Panel(index, start, stop, seed_of(seed, "panel", index), made_of)
+
+    return tuple(panel(i, start, min(start + size, slots)) for i, start in enumerate(range(0, slots, size)))
 
 
 def put_candidates(found: Candidates) -> dict[str, Tensor]:

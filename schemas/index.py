@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 Rgb = tuple[float, float, float]
+ClassPixels = tuple[int, int, int, int, int, int, int]
 
 
 class ShardEntry(BaseModel):
@@ -17,6 +18,9 @@ class ShardEntry(BaseModel):
     samples: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: str = Sha256
+    classes: list[int] | None = Field(
+        default=None, description="ids of the classes it holds, ascending; null where they are many or were not noted"
+    )
 
 
 class ShardIndex(BaseModel):
@@ -32,6 +36,12 @@ class ShardIndex(BaseModel):
     width: int | None = Field(ge=1, description="pixels; null when images differ in size")
     mean: Rgb = Field(description="per channel over all pixels of all images, pixels in [0, 1]")
     std: Rgb = Field(description="per channel over all pixels of all images, biased, pixels in [0, 1]")
+
+    pixels_per_class: list[ClassPixels] | None = Field(
+        default=None,
+        description="of each class how many pixels, their sum in each channel, and the sum of their squares in each; "
+        "pixels in 0..255",
+    )
 
     @property
     def samples(self) -> int:
@@ -53,6 +63,8 @@ class ShardIndex(BaseModel):
     def _counts(self) -> Self:
         if len(self.samples_per_class) != len(self.classes):
             raise ValueError(f"{len(self.samples_per_class)} counts for {len(self.classes)} classes")
+        if self.pixels_per_class is not None and len(self.pixels_per_class) != len(self.classes):
+            raise ValueError(f"pixels of {len(self.pixels_per_class)} for {len(self.classes)} classes")
         if min(self.samples_per_class) < 0:
             raise ValueError(f"count {min(self.samples_per_class)} in samples_per_class is negative")
         if (in_shards := sum(shard.samples for shard in self.shards)) != self.samples:

@@ -39,6 +39,9 @@ class SourceData(Frozen):
     digest: str = Field(pattern=SHA256, description="of the shards' checksums and the class names")
     shards: list[SourceShard]
     samples: int = Field(ge=1)
+    classes: list[str] | None = Field(
+        default=None, description="all classes of the shards by id, where only the artifact's were used"
+    )
     quarantined: list[QuarantinedSample] = []
     patterns: list[str] = Field(
         default=[],

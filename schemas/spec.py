@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.hub import DatasetName, License
 
+Normalise = Literal["data", "imagenet"]
+
 
 class RunSpec(BaseModel):
     """Everything that decides what a run computes. Where things live is in `flows.settings`."""
@@ -18,6 +20,10 @@ class RunSpec(BaseModel):
         default=(), description="shards for the final rows; else the held-out part scores them"
     )
     ipc: int = Field(ge=1, description="images per class")
+    classes: tuple[str, ...] = Field(default=(), description="distil these alone; default: all")
+    normalise: Normalise = Field(
+        default="data", description="pixels by the data's own mean and std, or by ImageNet's, which no shard changes"
+    )
     side: int | None = Field(default=None, ge=8, description="pixels a side; default: the shards' own")
     committee: str = Field(default="small", description="a committee by name")
     students: tuple[str, ...] = Field(default=("convnet3",), min_length=1, description="architectures that are scored")

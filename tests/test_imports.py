@@ -34,6 +34,7 @@ RANKS = (
         "axes",
         "claims",
     ),
+    ("sources",),
     ("shards", "voters", "nearness", "compact", "exact", "changelog"),
     ("codec", "jpegs", "plan", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),

@@ -1,0 +1,108 @@
+"""A walk through a flow's body that makes nothing: it notes of every result whether the store has it, and what it is
+made of. Tasks and flows of ours are called as the plain functions they are while one is under way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from prefect import Flow, Task
+
+from dd_tasks.store import Ref
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One result: `made_of` names its inputs, results by reference and what a run is told by name. A step without a
+    reference follows: which results it makes is known once the ones before it are there."""
+
+    what: str
+    ref: Ref | None
+    runs: bool
+    made_of: tuple[Ref | str, ...] = ()
+
+
+@dataclass
+class Walk:
+    """The steps in the order in which the flow asks for them."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def look(self, what: str, ref: Ref, found: bool, made_of: tuple[Ref | str, ...]) -> None:
+        """A result that was asked for before is there by now."""
+        runs = not found and ref not in self.running
+        self.steps.append(Step(what, ref, runs, made_of))
+
+    @property
+    def running(self) -> dict[Ref, str]:
+        """What will be made, by reference."""
+        return {step.ref: step.what for step in self.steps if step.ref and step.runs}
+
+
+_current: ContextVar[Walk | None] = ContextVar("walk", default=None)
+
+
+def current() -> Walk | None:
+    """The walk that is under way."""
+    return _current.get()
+
+
+@contextmanager
+def walking() -> Iterator[Walk]:
+    """Within the block, nothing is made and no server is asked."""
+    walk = Walk()
+    before = _current.set(walk)
+    try:
+        yield walk
+    finally:
+        _current.reset(before)
+
+
+@contextmanager
+def following(what: str) -> Iterator[None]:
+    """What is within the block needs to know of results: in a walk it follows where they are not there yet."""
+    try:
+        yield
+    except KeyError:
+        if (walk := current()) is None:
+            raise
+        walk.steps.append(Step(what, None, True))
+
+
+@dataclass(frozen=True)
+class Known(Generic[R]):
+    """What a submitted task would come to."""
+
+    value: R
+
+    def wait(self) -> None:
+        """It is there."""
+
+    def result(self) -> R:
+        return self.value
+
+
+class Walked(Task[P, R]):
+    """A task that is its function in a walk."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs) if current() else super().__call__(*args, **kwargs)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        return Known(self.fn(*args, **kwargs)) if current() else super().submit(*args, **kwargs)
+
+
+class WalkedFlow(Flow[P, R]):
+    """A flow that is its function in a walk."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs) if current() else super().__call__(*args, **kwargs)
+
+
+def subflow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """`prefect.flow` for a flow within flows that are walked."""
+    return lambda fn: WalkedFlow(fn, **options)
