@@ -19,6 +19,7 @@ from flows.tasks import (
     index_shards,
     measure_nearness,
 )
+from flows.walk import asking
 from flows.workspace import begun_of, panels_of, seed_of
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -27,6 +28,7 @@ HERE = Settings()
 
 
 @flow(name="distill-dataset", task_runner=ENGINE)
+@asking
 def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "") -> Manifest:
     """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.

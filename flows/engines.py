@@ -1,4 +1,5 @@
-"""Where the submitted stages of a flow run: in this process one after the other, or side by side on Ray.
+"""Where the submitted stages of a flow run: in this process one after the other, or side by side on Ray or on the
+workers of a work pool.
 
 Settings alone decide; no result depends on it. A stage finds its inputs in the store and leaves its result there, so
 what travels is references, and a worker that dies loses no more than the stages it was in.
@@ -7,6 +8,7 @@ what travels is references, and a worker that dies loses no more than the stages
 import importlib.util
 import os
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect.futures import PrefectFuture
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 TRIES = 3  # of a panel that fails, and of any stage whose worker dies
+AT_ONCE = 64  # stages of a work pool that one run waits for
 OBJECTS = 128 << 20  # bytes of memory that Ray shares between workers: only references travel
 KEPT = "what the others made is kept, and the same command continues"
 
@@ -34,6 +37,7 @@ class Engine(TaskRunner[PrefectFuture[Any]]):
     def __init__(self) -> None:
         super().__init__()
         self.here: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # every stage uses all cores
+        self.waiting: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=AT_ONCE)
 
     def duplicate(self) -> "Engine":
         return type(self)()
@@ -41,19 +45,39 @@ class Engine(TaskRunner[PrefectFuture[Any]]):
     def __enter__(self) -> "Engine":
         super().__enter__()
         self.here.__enter__()
+        self.waiting.__enter__()
         return self
 
     def __exit__(self, *failure: Any) -> None:
+        self.waiting.__exit__(*failure)
         self.here.__exit__(*failure)
         super().__exit__(*failure)
 
     def submit(self, task: Any, parameters: dict[str, Any], *waiting: Any, **more: Any) -> PrefectFuture[Any]:
         settings: Settings = parameters["settings"]
-        chosen = self.here if settings.engine == "local" else _ray(settings)
-        return chosen.submit(task, parameters, *waiting, **more)
+        if settings.engine.startswith("ray"):
+            return _ray(settings).submit(task, parameters, *waiting, **more)
+        away = _away.set(pool_in(settings) is not None)
+        try:
+            chosen = self.waiting if is_away() else self.here
+            return chosen.submit(task, parameters, *waiting, **more)
+        finally:
+            _away.reset(away)
 
 
 ENGINE: Any = Engine()
+_away: ContextVar[bool] = ContextVar("away", default=False)
+
+
+def is_away() -> bool:
+    """Within a stage: whether a worker of a work pool is to make its result."""
+    return _away.get()
+
+
+def pool_in(settings: Settings) -> str | None:
+    """The work pool's name, of an engine that is one."""
+    kind, _, name = settings.engine.partition(":")
+    return (name or "retort") if kind == "pool" else None
 
 
 def _ray(settings: Settings) -> "Ray":
@@ -65,8 +89,8 @@ def _ray(settings: Settings) -> "Ray":
 
 def expect(settings: Settings) -> None:
     """InputError where the engine's package is missing."""
-    if settings.engine != "local" and importlib.util.find_spec("prefect_ray") is None:
-        raise InputError(f"engine {settings.engine!r} needs the extra retort[ray] (choices: local)")
+    if settings.engine.startswith("ray") and importlib.util.find_spec("prefect_ray") is None:
+        raise InputError(f"engine {settings.engine!r} needs the extra retort[ray] (choices: local, pool)")
 
 
 def threads_of(settings: Settings) -> int | None:

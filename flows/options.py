@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
-Engine = Annotated[str, typer.Option(envvar="RETORT_ENGINE", help="local, ray, or ray://HOST:PORT for a cluster.")]
+Engine = Annotated[str, typer.Option(envvar="RETORT_ENGINE", help="local, ray, ray://HOST:PORT, pool or pool:NAME.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Stages that --engine ray runs at once.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of one stage; default: local all cores, on Ray one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of one stage; default: local all cores, elsewhere one.")]
 Requests = Annotated[
     list[str] | None, typer.Option("--request", help="PART:cpus=N,gpus=N,memory=BYTES of a stage on Ray.")
 ]

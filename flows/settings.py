@@ -28,14 +28,14 @@ class Settings(BaseModel):
     device: str = Field(default="auto", description="cpu, cuda, cuda:N or auto")
     engine: str = Field(
         default="local",
-        pattern=r"^(local|ray|ray://[^/\s]+)$",
+        pattern=r"^(local|ray|ray://[^/\s]+|pool|pool:[^\s:/]+)$",
         description="local: one stage after the other, in this process; ray: side by side, on this machine's own Ray; "
-        "ray://HOST:PORT: on that cluster",
+        "ray://HOST:PORT: on that cluster; pool or pool:NAME: on the workers of a work pool of Prefect's",
     )
     workers: int | None = Field(
         default=None, ge=1, description="stages that an own Ray runs at once; default: as cores and GPUs allow"
     )
     threads: int | None = Field(
-        default=None, ge=1, description="of a stage on the processor; default: local all cores, on Ray one"
+        default=None, ge=1, description="of a stage on the processor; default: local all cores, elsewhere one"
     )
     requests: tuple[Request, ...] = Field(default=(), description="of parts that need other than the usual resources")

@@ -153,7 +153,7 @@ def import_guide(member: Imported, shape: Shape, settings: Settings) -> tuple[Re
         return {"classes": classes}, {"weights": weights}
 
     found = kept(ref, f"guide {member.name}", settings, make)
-    if walk.current():
+    if (walked := walk.current()) and walked.wanted is None:
         return found, shape  # no identity depends on it
     return found, replace(shape, classes=facts_of(found, settings)["classes"])
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import Flow, Task
 
 from dd_tasks.store import Ref
+from schemas.spec import RunSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,11 +28,16 @@ class Step:
     made_of: tuple[Ref | str, ...] = ()
 
 
+class Reached(Exception):
+    """The result that a walk wanted is made."""
+
+
 @dataclass
 class Walk:
-    """The steps in the order in which the flow asks for them."""
+    """The steps in the order in which the flow asks for them; or the way to the one result that is `wanted`."""
 
     steps: list[Step] = field(default_factory=list)
+    wanted: Ref | None = None
 
     def look(self, what: str, ref: Ref, found: bool, made_of: tuple[Ref | str, ...]) -> None:
         """A result that was asked for before is there by now."""
@@ -52,9 +59,10 @@ def current() -> Walk | None:
 
 
 @contextmanager
-def walking() -> Iterator[Walk]:
-    """Within the block, nothing is made and no server is asked."""
-    walk = Walk()
+def walking(wanted: Ref | None = None) -> Iterator[Walk]:
+    """Within the block, nothing is made and no server is asked: but for the result that is wanted, after which comes
+    Reached."""
+    walk = Walk(wanted=wanted)
     before = _current.set(walk)
     try:
         yield walk
@@ -101,6 +109,28 @@ class WalkedFlow(Flow[P, R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs) if current() else super().__call__(*args, **kwargs)
+
+
+_asked: ContextVar[RunSpec | None] = ContextVar("asked", default=None)
+
+
+def asked() -> RunSpec | None:
+    """What the run that is under way was asked for."""
+    return _asked.get()
+
+
+def asking(body: Callable[P, R]) -> Callable[P, R]:
+    """A flow's body, during which `asked` is its first argument, `spec`."""
+
+    @wraps(body)
+    def within(*arguments: P.args, **named: P.kwargs) -> R:
+        before = _asked.set(cast(RunSpec, arguments[0] if arguments else named["spec"]))
+        try:
+            return body(*arguments, **named)
+        finally:
+            _asked.reset(before)
+
+    return within
 
 
 def subflow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:

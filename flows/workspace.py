@@ -29,9 +29,9 @@ from dd_tasks.statistics import LayerStatistics, from_tensors
 from dd_tasks.store import Ref, Store
 from dd_tasks.types import Canvas, Crops, Nearest, RealImages, Studio, Views
 from flows import console
-from flows.engines import threads_of
+from flows.engines import is_away, threads_of
 from flows.settings import Settings
-from flows.walk import current
+from flows.walk import Reached, current
 from schemas.spec import Normalise
 
 log = logging.getLogger("flows.tasks")
@@ -173,21 +173,41 @@ def kept(
     `made_of` are the results that go into it, and by their names in `explain.changes` the parts of the specification
     that do.
     """
+    walk = current()
+    if walk and walk.wanted not in (None, ref):
+        return ref
     store = store_of(settings)
     found = store.find(ref) is not None
-    if walk := current():
+    if walk and walk.wanted is None:
         walk.look(what, ref, found, made_of)
         return ref
     if found:
         log.info("%s: found in the store (%s)", what, ref)
-        return ref
+    elif is_away():
+        _have_made(ref, what, settings)
+    else:
+        _make(ref, what, settings, make)
+    if walk:
+        raise Reached
+    return ref
+
+
+def _have_made(ref: Ref, what: str, settings: Settings) -> None:
+    from flows import pool
+
+    pool.make(ref, what, settings)
+    if store_of(settings).find(ref) is None:
+        raise InputError(f"{what}: its worker left no {ref} in the store {settings.store}: is that the worker's too?")
+    log.info("%s: made by a worker (%s)", what, ref)
+
+
+def _make(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> None:
     start = time.perf_counter()
     use_threads(settings)
     facts, groups = make()
     seconds = time.perf_counter() - start
-    store.put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
+    store_of(settings).put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
-    return ref
 
 
 def use_threads(settings: Settings) -> None:

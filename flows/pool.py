@@ -1,0 +1,123 @@
+"""Stages on a work pool: each is a run of the deployment `make-stage`, on any machine that reaches Prefect's server and
+the store.
+
+What travels is the run's specification and the identity of the result that is wanted: the worker walks the flow until
+it comes to that, and makes it alone.
+"""
+
+import os
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.flows import EntrypointType
+from prefect.states import Crashed, Failed
+
+from dd_tasks.errors import InputError
+from dd_tasks.store import Ref
+from flows.distill import distill_dataset
+from flows.engines import pool_in, threads_of
+from flows.settings import Settings
+from flows.walk import Reached, asked, walking
+from schemas.spec import RunSpec
+
+POLL = 1.0  # seconds between two looks at a run
+REFUSED = "Refused"  # name of the state of a run that had bad input
+WORKER = "prefect.worker.name"  # a run's label
+_lock = threading.Lock()
+
+
+class WorkerLostError(ConnectionError):
+    """The worker of a run died, or is not heard of any more."""
+
+
+@flow(name="make-stage", flow_run_name="{what}")
+def make_stage(what: str, spec: RunSpec, kind: str, digest: str, settings: Settings) -> State[Any] | None:
+    """On a worker: make one result of the run that `spec` specifies; what it is made of is in the store."""
+    wanted = Ref(kind, digest)
+    try:
+        with walking(wanted):
+            distill_dataset.fn(spec, Path(), settings)
+    except Reached:
+        return None
+    except InputError as error:
+        return Failed(name=REFUSED, message=str(error))
+    return Failed(name=REFUSED, message=f"{wanted} is no result of {spec.describe()}: is this another version?")
+
+
+def make(ref: Ref, what: str, settings: Settings) -> None:
+    """Have a worker of the pool make a result of the run that is under way, and wait until it has.
+
+    InputError for what the worker refused, WorkerLostError where it died, RuntimeError where it failed.
+    """
+    spec = asked()
+    pool = pool_in(settings)
+    if spec is None or pool is None:
+        raise InputError(f"engine {settings.engine!r} is for `retort run` and `retort compare` (choices: local, ray)")
+    with _lock:
+        _deploy(pool)
+    there = Settings(store=_absolute(settings.store), device=settings.device, threads=threads_of(settings))
+    parameters: dict[str, Any] = {"what": what, "kind": ref.kind, "digest": ref.digest}
+    parameters |= {"spec": _portable(spec), "settings": there.model_dump(mode="json")}
+    begun: Any = run_deployment(f"make-stage/{pool}", parameters=parameters, flow_run_name=what, timeout=0)
+    with get_client(sync_client=True) as client:
+        _expect_made(_ended(client, begun, pool), what)
+
+
+@cache
+def _deploy(pool: str) -> None:
+    """The pool, and in it the deployment; both stay."""
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    made: Any = make_stage.to_deployment(pool, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH)
+    made.apply()
+
+
+def _portable(spec: RunSpec) -> dict[str, Any]:
+    """As JSON, for a process in another folder."""
+    places = {name: tuple(map(_absolute, getattr(spec, name))) for name in ("shards", "test")}
+    return spec.model_copy(update=places).model_dump(mode="json", by_alias=True)
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(place)
+
+
+def _ended(client: SyncPrefectClient, begun: FlowRun, pool: str) -> State[Any]:
+    """The final state of a run; that of one whose worker is gone is set to crashed."""
+    while True:
+        run = client.read_flow_run(begun.id)
+        assert run.state is not None
+        if run.state.is_final():
+            return run.state
+        if _is_lost(client, run, pool):
+            gone: State[Any] = Crashed(message="its worker is not heard of any more")
+            client.set_flow_run_state(run.id, gone, force=True)
+            return gone
+        time.sleep(POLL)
+
+
+def _is_lost(client: SyncPrefectClient, run: FlowRun, pool: str) -> bool:
+    worker = run.labels.get(WORKER)
+    if worker is None:
+        return False
+    known = {found.name: found.status for found in client.read_workers_for_work_pool(pool)}
+    return known.get(str(worker)) != WorkerStatus.ONLINE
+
+
+def _expect_made(state: State[Any], what: str) -> None:
+    if state.name == REFUSED:
+        raise InputError(state.message or what)
+    if state.is_crashed() or state.is_cancelled():
+        raise WorkerLostError(f"{what}: {state.message}")
+    if not state.is_completed():
+        raise RuntimeError((state.message or what).removeprefix("Flow run encountered an exception: "))
