@@ -3,28 +3,26 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 import yaml
+from servers import free_port, prefect_server
 
 from dd_tasks.validate import validate
 
 RETORT = Path(sys.executable).with_name("retort")
 
 
-def start(folder: Path, quick: dict[str, object], **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, quick: dict[str, object], *options: str, **environment: str) -> subprocess.Popen[str]:
     spec = folder / "spec.yaml"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     spec.write_text(yaml.safe_dump(quick))
-    command = [RETORT, "run", spec, "--out", folder / "dataset", "--store", folder / "store", "--device", "cpu"]
+    places = ["--out", folder / "dataset", "--store", folder / "store", "--device", "cpu"]
+    command = [RETORT, "run", spec, *places, *options]
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
         env=os.environ | environment,
@@ -66,38 +64,6 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     for what in finished:
         assert f"{what}: found in the store" in said, (what, said)
     assert checksums(tmp_path / "killed") == checksums(whole)
-
-
-@contextmanager
-def prefect_server(home: Path, port: int) -> Iterator[dict[str, str]]:
-    """Prefect's server as a process of its own; what its clients need in their environment."""
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
-    server = subprocess.Popen(
-        command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    while not answers(f"{url}/health"):
-        assert server.poll() is None
-        time.sleep(0.2)
-    yield environment
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(run: subprocess.Popen[str], beginning: str) -> list[str]:
