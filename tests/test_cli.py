@@ -257,6 +257,16 @@ def test_help_comes_at_once_without_the_heavy_libraries() -> None:
         assert command in done.stdout
 
 
+def test_explain_says_what_would_run_and_makes_nothing(
+    run: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, *run, "--explain", "--classes", "3,5,8", "--normalise", "imagenet") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "observer thin_vgg_w16: runs: not in the store" in lines and lines[-1].endswith("out: follows")
+    assert "panel 0 (slots 0..5): runs: its inputs " in "\n".join(lines)
+    assert not (tmp_path / "out").exists() and not [*(tmp_path / "store").rglob("*.json")]
+
+
 def test_a_dry_run_prints_the_recipe_and_computes_nothing(
     run: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

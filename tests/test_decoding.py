@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dd_tasks.decoding import PixelStatistics, decode, decode_whole
+from dd_tasks.decoding import PixelStatistics, decode, decode_whole, mean_and_std_of
 
 
 def encoded(value: int = 100, size: tuple[int, int] = (8, 8), mode: str = "RGB", kind: str = "PNG") -> bytes:
@@ -54,6 +54,21 @@ def test_a_bomb_is_refused_by_its_header(kind):
         image[frame + 5 : frame + 9] = (60_000).to_bytes(2) * 2
     with pytest.raises(ValueError, match="60000 x 60000 is above 64000000 pixels"):
         decode_whole(bytes(image))
+
+
+def test_statistics_of_some_classes_are_those_of_their_pixels():
+    images = [torch.randint(0, 256, (3, 4, 4 + label), dtype=torch.uint8) for label in (0, 1, 2, 1)]
+    statistics = PixelStatistics()
+    for image, label in zip(images, (0, 1, 2, 1), strict=True):
+        statistics.add(image, label)
+    by_class = statistics.by_class(4)
+    assert by_class[3] == (0,) * 7
+    some = torch.cat([images[i].flatten(1) for i in (1, 2, 3)], 1).double() / 255
+    mean, std = mean_and_std_of([by_class[label] for label in (1, 2)])
+    assert mean == pytest.approx(some.mean(1).tolist()) and std == pytest.approx(some.std(1, correction=0).tolist())
+    whole = mean_and_std_of(by_class)
+    for found, expected in zip(whole, statistics.mean_and_std(), strict=True):
+        assert found == pytest.approx(expected)
 
 
 def test_statistics_are_those_of_all_pixels():

@@ -16,6 +16,7 @@ import safetensors.torch
 from dd_tasks.committee import seeded, weights_of
 from dd_tasks.networks import Shape, build
 from dd_tasks.packing import digits_samples, pack
+from dd_tasks.presets import PRESETS
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
 
@@ -119,8 +120,20 @@ def without(name: str) -> Callable[[Bench], Bench]:
     return changed
 
 
+def cut(bench: Bench) -> Bench:
+    """Class 9 is known no more."""
+    write(bench.root / "shards", [part for part in SHARDS if part[0] != 9])
+    path = bench.root / "shards" / "index.json"
+    index = json.loads(path.read_text())
+    for name in ("classes", "samples_per_class", "pixels_per_class"):
+        index[name].pop()
+    path.write_text(json.dumps(index))
+    return bench
+
+
 def told(**spec: Any) -> Callable[[Bench], Bench]:
-    return lambda bench: Bench(bench.root, {**bench.spec, **spec})
+    """Fields of the specification; of overrides those that are named."""
+    return lambda bench: Bench(bench.root, {**bench.spec, **spec, "set": {**bench.spec["set"], **spec.get("set", {})}})
 
 
 REPLACED = [(3, 2) if part == (3, 0) else part for part in SHARDS]
@@ -146,10 +159,11 @@ CHANGES = {
     "seed": (told(seed=1), CHOSEN | LOW | HIGH),
 }  # fmt: skip
 OBSERVERS = {"observer *", "statistics of *"}
-TRAINED = {
-    "a shard replaced": (shards(*REPLACED), CHOSEN | OBSERVERS | LOW | HIGH),
-    "an unused class removed": (shards(*(part for part in SHARDS if part[0] != 8)), set()),
-}  # fmt: skip
+UNUSED = {  # of which no result depends
+    "its shard": without("train-0009.tar"),
+    "its images": shards(*(part for part in SHARDS if part[0] != 8)),
+    "its name": cut,
+}
 
 
 def kind(what: str) -> str:
@@ -159,6 +173,10 @@ def kind(what: str) -> str:
         lambda m: f"{m[1]} *" if m[1] else f"* {m[2]}",
         what,
     )
+
+
+def tables(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".parquet")}
 
 
 def agree(bench: Bench, expected: set[str], caplog: pytest.LogCaptureFixture) -> Manifest:
@@ -182,12 +200,135 @@ def test_what_runs_again_with_an_imported_observer(
     change: str, untouched: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed, expected = CHANGES[change]
-    agree(changed(untouched.copy(tmp_path)), expected, caplog)
+    bench = changed(untouched.copy(tmp_path))
+    kept = agree(bench, expected, caplog)
+    if change == "a shard replaced":  # panels that were kept are those that a run from nothing makes
+        shutil.rmtree(bench.root / "store")
+        made = bench.run()
+        assert tables(kept) == tables(made) and kept.claims[0].accuracies == made.claims[0].accuracies
 
 
-@pytest.mark.parametrize("change", TRAINED)
 def test_what_runs_again_with_trained_observers(
-    change: str, trained: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trained: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changed, expected = TRAINED[change]
-    agree(changed(trained.copy(tmp_path)), expected, caplog)
+    replaced = shards(*REPLACED)(trained.copy(tmp_path))
+    agree(replaced, CHOSEN | OBSERVERS | LOW | HIGH, caplog)
+
+
+@pytest.mark.parametrize("which", UNUSED)
+def test_nothing_depends_on_a_class_that_is_not_used(which: str, trained: Bench, tmp_path: Path) -> None:
+    lines = UNUSED[which](trained.copy(tmp_path)).explain()
+    assert {line.fate for line in lines[:-1]} == {"found"} and lines[-1].fate == "is already this"
+
+
+REASONS = {
+    "shards": (
+        shards(*REPLACED, (5, 1)),
+        "observer convnet3_bn_w32: runs: its input 'data' changed "
+        "(shards: 1 replaced: train-0003.tar; 1 added: train-0011.tar)",
+    ),
+    "classes": (
+        told(classes=USED[1:]),
+        "observer convnet3_bn_w32: runs: its input 'data' changed "
+        "(shards: 1 removed: train-0000.tar, classes: removed: 0)",
+    ),
+    "labeller": (
+        told(set={"labeller.epochs": "3"}),
+        "labels of random images: runs: its input 'labeller' changed (epochs: 2 -> 3)",
+    ),
+    "students": (
+        told(student_epochs=2),
+        "convnet3_w32 on random images, seed 0: runs: its input 'student' changed (convnet3_w32: 1 -> 2)",
+    ),
+    "observers": (
+        told(set={"observers.epochs": "2"}),
+        "observer thin_vgg_w16: runs: its input 'observers' changed "
+        "(thin_resnet6_w16: 1 -> 2, convnet3_bn_w32: 1 -> 2, thin_vgg_w16: 1 -> 2)",
+    ),
+    "an input": (
+        told(set={"observers.epochs": "2"}),
+        "statistics of thin_vgg_w16: runs: its input 'observer thin_vgg_w16' runs",
+    ),
+    "a setting": (
+        told(set={"schedule.phases.0.steps": "3"}),
+        "panel 0 (slots 0..3): runs: its input 'schedule' changed (phases.0.steps: 2 -> 3)",
+    ),
+    "seed": (told(seed=1), "2 candidates a class: runs: its input 'seed' changed (0 -> 1)"),
+    "what follows": (told(bytes_row=True), "students on JPEG images: follows: "),
+    "what is lost": (told(label_bytes_per_image=100), "compact labels of random images: runs: not in the store"),
+}
+
+
+@pytest.mark.parametrize("change", REASONS)
+def test_what_runs_says_why(change: str, trained: Bench, tmp_path: Path) -> None:
+    changed, line = REASONS[change]
+    said = changed(trained.copy(tmp_path)).explain()
+    assert any(str(each).startswith(line) for each in said), "\n".join(map(str, said))
+
+
+IMAGENET = {"normalise": "imagenet"}
+RECOVERED = {
+    "rded": ({"preset": "rded"}, LOW),  # no step is made
+    "sre2l": ({"preset": "sre2l"}, LOW | HIGH),  # all pixels have another mean and std
+    "noise": ({"preset": "sre2l", **IMAGENET}, set()),
+    "tiles": ({"preset": "sre2l_pp", **IMAGENET}, LOW),
+    "statistics": ({"preset": "edc", **IMAGENET}, LOW | HIGH),  # those of all images are matched
+    "real images": ({"preset": "dream_plus", **IMAGENET}, LOW | HIGH),  # of all classes are at hand
+}
+
+
+def panels(bench: Bench) -> dict[str, Any]:
+    from flows.assemble import Explained
+    from flows.distill import distill_dataset
+    from flows.walk import walking
+
+    with walking() as walk, pytest.raises(Explained):
+        distill_dataset.fn(*bench.arguments())
+    return {step.what: step.ref for step in walk.steps if step.what.startswith("panel")}
+
+
+@pytest.mark.parametrize("method", RECOVERED)
+def test_a_replaced_shard_changes_the_panels_that_see_it(method: str, untouched: Bench, tmp_path: Path) -> None:
+    spec, expected = RECOVERED[method]
+    bench = told(**spec)(untouched.copy(tmp_path))
+    before = panels(bench)
+    after = panels(shards(*REPLACED)(bench))
+    assert {what for what, ref in after.items() if ref != before[what]} == expected
+
+
+def test_an_artifact_of_some_classes_is_verified_on_these(untouched: Bench, tmp_path: Path) -> None:
+    from dd_tasks.verify import Scope
+    from flows.settings import Settings
+    from flows.verify import verify_dataset
+
+    bench = untouched.copy(tmp_path)
+    scope = Scope((), False, (), tuple(bench.spec["shards"]))
+    checks = verify_dataset(str(bench.root / "dataset"), scope, Settings(store=f"{tmp_path}/verified", device="cpu"))
+    assert {check.outcome for check in checks if check.name.startswith("claim")} == {"passed"}, checks
+    manifest = Manifest.model_validate_json((bench.root / "dataset" / "retort.json").read_text())
+    assert manifest.classes == list(USED) and manifest.source.classes == list("0123456789")
+    assert [shard.name for shard in manifest.source.shards] == [f"train-{i:04d}.tar" for i in (*range(8), 10)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_method_is_explained_before_anything_is_made(preset: str, tmp_path: Path) -> None:
+    write(tmp_path / "shards", SHARDS)
+    spec = {"preset": preset, "shards": [f"{tmp_path}/shards/*.tar"], "ipc": 2, "committee": "tiny", "full_epochs": 1}
+    lines = Bench(tmp_path, spec).explain()
+    assert {line.fate for line in lines} <= {"runs", "found", "follows"} and lines[-1].fate == "follows"
+    whats = [line.what for line in lines]
+    assert {"observer thin_vgg_w16", "panel 0 (slots 0..19)", "canvas", "convnet3 on full data"} <= set(whats)
+    assert not (tmp_path / "dataset").exists() and not list((tmp_path / "store").rglob("*.json"))
+
+
+def test_the_identity_of_whole_data_is_what_it_was_before_classes_could_be_chosen() -> None:
+    from dd_tasks.sources import Source
+    from flows.workspace import Data
+    from schemas.index import ShardEntry, ShardIndex
+
+    entry = ShardEntry(name="a.tar", samples=3, bytes=1, sha256="0" * 64)
+    index = ShardIndex(
+        classes=["x", "y"], shards=[entry], samples_per_class=[1, 2], height=8, width=8, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    whole = Data(Source(("a.tar",), index), None, 8, 0.1, 0)
+    assert whole.digest == "35cfad0a0576838ed3c147f21470a97ab0fc722d8213a96c2425c0a5b5f3e03e"

@@ -257,7 +257,7 @@ def test_check_counts_and_tolerates(tmp_path):
     assert [problem.split(",")[0] for problem in checked(out)] == [
         "class 'cat' has 3 images", "class 'dog' has 2 images",
     ]  # fmt: skip
-    rewrite(out, classes=["cat"], samples_per_class=[5])
+    rewrite(out, classes=["cat"], samples_per_class=[5], pixels_per_class=None)
     (out / "classes.txt").unlink()
     assert sum("class id 1 out of range 0..0" in problem for problem in checked(out)) == 2
     (out / "index.json").unlink()
@@ -293,6 +293,7 @@ INDEX = {
         ({"samples_per_class": [1, 1]}, "shards hold 3 samples, classes 2"),
         ({"samples_per_class": [4, -1]}, "negative"),
         ({"samples_per_class": [3]}, "1 counts for 2 classes"),
+        ({"pixels_per_class": [(0,) * 7]}, "pixels of 1 for 2 classes"),
         ({"classes": ["x", "x"]}, "differ"),
         ({"format": "retort-shards-2"}, "retort-shards-1"),
         ({"more": 1}, "Extra"),
