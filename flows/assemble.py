@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, ObserverRecipe, named
 from dd_tasks.compact import GROUP
 from dd_tasks.errors import InputError
+from dd_tasks.garbage import Root, record
 from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
 from dd_tasks.pictures import preview
@@ -132,6 +134,12 @@ class Results:
             "students": [ref for _, _, ref in self.measured],
         }
 
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """All of these, for the store to keep."""
+        labels = [self.labels.drawn, self.labels.published, *self.labels.random]
+        return tuple(dict.fromkeys([*(ref for refs in self.stages.values() for ref in refs), self.canvas, *labels]))
+
 
 def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     """The run at this side and number of classes. Overrides go to the recipe, the student or the observers.
@@ -234,7 +242,10 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
         "story.safetensors": story.to_bytes(),
         "report.html": report.render(draft, finished, story).encode(),
     }
-    return artifact.write(out, finished, labels, draft, pictures, nearest=near, overwrite=True, check=validate.validate)
+    made = artifact.write(out, finished, labels, draft, pictures, nearest=near, overwrite=True, check=validate.validate)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    record(store_of(settings), Root(made.name, made.identity, made.preset, when, results.refs))
+    return made
 
 
 def draft_of(

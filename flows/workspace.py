@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -139,8 +139,8 @@ def store_of(settings: Settings) -> Store:
     return Store(settings.store)
 
 
-def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> Ref:
-    """The reference, once its result is in the store: found there, or made now."""
+def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made], inputs: Iterable[Ref] = ()) -> Ref:
+    """The reference, once its result is in the store: found there, or made now of `inputs`, all that `make` reads."""
     store = store_of(settings)
     if store.find(ref) is not None:
         log.info("%s: found in the store (%s)", what, ref)
@@ -148,7 +148,7 @@ def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> R
     start = time.perf_counter()
     facts, groups = make()
     seconds = time.perf_counter() - start
-    store.put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
+    store.put(ref, {**facts, "seconds": round(seconds, 3)}, inputs, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
     return ref
 
