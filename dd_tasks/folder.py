@@ -134,13 +134,13 @@ class Folder:
             return None
 
     def files(self) -> dict[str, File]:
-        """All files by their paths within the folder. InputError where there is no such folder."""
+        """All files by their paths within the folder. InputError where there is no such folder or bucket."""
         try:
             found = self._patiently(lambda: self.fs.find(self.root, detail=True))
-            if not found and not self._patiently(lambda: self.fs.exists(self.root)):
-                raise FileNotFoundError(f"store {self.url}: nothing is there")
         except FileNotFoundError as error:
             raise InputError(str(error)) from None
+        if not found and not self.atomic and not self.fs.exists(self.root):
+            raise InputError(f"store {self.url}: nothing is there")
         start = len(self.root.rstrip("/")) + 1
         return {path[start:]: File(int(info["size"] or 0), _when(info)) for path, info in found.items()}
 

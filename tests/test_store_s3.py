@@ -49,7 +49,7 @@ def test_what_is_put_is_got_and_leaves_no_other_object(url: str) -> None:
 
 
 def test_a_result_of_many_megabytes_takes_several_parts(url: str) -> None:
-    store, large = Store(url), {"x": torch.arange(15 * 2**20)}
+    store, large = Store(url), {"x": torch.arange(101 * 2**20 // 4, dtype=torch.int32)}
     store.put(REF, {}, canvas=large)
     assert torch.equal(store.get(REF, "canvas").tensors["canvas"]["x"], large["x"])
 
@@ -67,18 +67,18 @@ def test_processes_that_write_the_same_and_other_results_leave_each_whole(url: s
         import sys, torch
         from dd_tasks.store import Ref, Store
         me, store = int(sys.argv[1]), Store({url!r})
-        for i in range(12):
+        for i in range(6):
             store.put(Ref("panel", f"{{i:064x}}"), {{"by": me}}, canvas={{"x": torch.full((20_000,), me)}})
-            store.put(Ref("score", f"{{12 * me + i:064x}}"), {{"by": me}}, canvas={{"x": torch.full((9,), i)}})
+            store.put(Ref("score", f"{{6 * me + i:064x}}"), {{"by": me}}, canvas={{"x": torch.full((9,), i)}})
     """
-    running = [subprocess.Popen([sys.executable, "-c", code, str(me)]) for me in range(3)]
-    assert [one.wait(120) for one in running] == [0, 0, 0]
+    running = [subprocess.Popen([sys.executable, "-c", code, str(me)]) for me in range(2)]
+    assert [one.wait(120) for one in running] == [0, 0]
     store = Store(url)
-    for i in range(12):
+    for i in range(6):
         found = store.get(Ref("panel", f"{i:064x}"), "canvas")
         assert (found.tensors["canvas"]["x"] == found.facts["by"]).all()
-    assert all(store.find(Ref("score", f"{i:064x}")) == {"by": i // 12} for i in range(36))
-    assert len(names(url)) == 12 + 36 + 3 + 12  # entries, blobs by three writers, blobs that they share
+    assert all(store.find(Ref("score", f"{i:064x}")) == {"by": i // 6} for i in range(12))
+    assert len(names(url)) == 6 + 12 + 2 + 6  # entries, blobs by two writers, blobs that they share
 
 
 @pytest.mark.parametrize("harm", [b"altered", None])
@@ -88,7 +88,7 @@ def test_a_blob_that_is_altered_or_gone_makes_the_result_missing(harm: bytes | N
     blob = store.path(names(url)[0])
     store.remove(blob) if harm is None else store.write(blob, harm)
     assert store.find(REF) is None
-    with pytest.raises(InputError, match="^panel/0123456789ab: its canvas is missing or altered in the store s3://"):
+    with pytest.raises(InputError, match=r"^panel/0123456789ab: its canvas is missing or altered in the store s3://"):
         store.get(REF, "canvas")
     store.put(REF, {"x": 1}, canvas=TENSORS)
     assert whole(store)
@@ -142,7 +142,7 @@ def test_a_line_that_says_nothing_is_given_up_and_tried_again(
     from dd_tasks import folder
 
     monkeypatch.setattr(folder, "READ", 1)
-    monkeypatch.setattr(folder, "SLOWEST", 10_000_000)
+    monkeypatch.setattr(folder, "SLOWEST", 10**9)
     store = Store(f"{s3.bucket('bucket')}/p", QUICK)
     large = {"x": torch.arange(2_000_000)}  # more than the buffers of a line take
     store.put(REF, {}, canvas=TENSORS)
@@ -208,10 +208,11 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_one_line_before_anything_is_made(
-    store: str, line: str, s3: S3, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    store: str, line: str, s3: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    run = ("run", "e2d", "--shards", f"{digits}/train/*.tar", "--ipc", 2, "--committee", "tiny")
+    (tmp_path / "a.tar").touch()
+    run = ("run", "e2d", "--shards", tmp_path / "a.tar", "--ipc", 2)
     said = refused(capsys, monkeypatch, *run, "--out", tmp_path / "out", "--store", store)
     assert said.startswith(f"retort: {line}")
     assert b"nowhere" not in s3.ask("/", method="GET")  # no bucket is made for a slip of the pen
@@ -247,7 +248,7 @@ def test_secrets_of_the_environment_are_never_told(
     with caplog.at_level("DEBUG", "dd_tasks"), pytest.raises(Unreachable) as cut:
         Store("s3://bucket/x", QUICK)
     said = f"{cut.value} {caplog.text}"
-    assert "Could not connect" in said and not [s for s in (*KEYS.values(), "hidden", "me:") if s in said]
+    assert "; again in " in said and not [s for s in (*KEYS.values(), "hidden", "me:") if s in said]
     assert cut.value.__cause__ is None and cut.value.__suppress_context__
 
 
