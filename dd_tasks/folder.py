@@ -110,16 +110,19 @@ class Folder:
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
         try:
-            self._patiently(lambda: self.fs.pipe_file(partial, data))
-            if self.local:
-                _sync(partial)
-            self._patiently(lambda: self.fs.mv(partial, path))
-            if self.local and durable:
-                _sync(posixpath.dirname(path))
+            self._patiently(lambda: self._rename(partial, path, data, durable))
         except BaseException:
-            if self.fs.exists(partial):
+            with contextlib.suppress(OSError):
                 self.fs.rm_file(partial)
             raise
+
+    def _rename(self, partial: str, path: str, data: bytes, durable: bool) -> None:
+        self.fs.pipe_file(partial, data)
+        if self.local:
+            _sync(partial)
+        self.fs.mv(partial, path)
+        if self.local and durable:
+            _sync(posixpath.dirname(path))
 
     def remove(self, path: str) -> None:
         """Whether it is there or not."""

@@ -7,7 +7,6 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,6 @@ from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, ObserverRecipe, named
 from dd_tasks.compact import GROUP
 from dd_tasks.errors import InputError
-from dd_tasks.garbage import Root, record
 from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
 from dd_tasks.pictures import preview
@@ -29,7 +27,7 @@ from dd_tasks.students import StudentRecipe, shared
 from dd_tasks.verify import portable
 from flows.settings import Settings
 from flows.tasks import stage
-from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, machine, store_of
+from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, hold, machine, store_of
 from schemas.manifest import (
     Claim,
     Cost,
@@ -243,8 +241,7 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
         "report.html": report.render(draft, finished, story).encode(),
     }
     made = artifact.write(out, finished, labels, draft, pictures, nearest=near, overwrite=True, check=validate.validate)
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    record(store_of(settings), Root(made.name, made.identity, made.preset, when, results.refs))
+    hold(made.name, made.identity, made.preset, results.refs, settings)
     return made
 
 

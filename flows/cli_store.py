@@ -77,7 +77,7 @@ def gc(
 ) -> None:
     """Tell, or delete, what no run holds: results, blobs and what killed writes left.
 
-    A run in progress, and a committee trained ahead, is held by its age alone: keep --older above how long runs take.
+    A run in progress is held by its age alone: keep --older above how long its longest stage takes.
     """
     from dd_tasks import garbage
     from dd_tasks.store import Store as Opened

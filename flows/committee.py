@@ -5,7 +5,7 @@ from dataclasses import replace
 from prefect import flow
 
 from dd_tasks.committee import Imported, ObserverRecipe
-from dd_tasks.recipe import alone
+from dd_tasks.recipe import alone, identity
 from flows.assemble import Run, resolve
 from flows.guides import train_guides
 from flows.recover import recover
@@ -22,7 +22,7 @@ from flows.tasks import (
     train_observer,
     train_student,
 )
-from flows.workspace import Data, Pool, Seat, panels_of, seed_of
+from flows.workspace import Data, Pool, Seat, hold, panels_of, seed_of
 from schemas.spec import RunSpec
 
 
@@ -70,7 +70,16 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     data = index_shards(spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc)
     run = resolve(spec, data.side, data.shape.classes)
     seats = train_committee(run.observers, data, settings, run.recipe.needs_patches)
-    return measure_priors(run, seats, data, settings, train_guides(run, data, settings))
+    seats = measure_priors(run, seats, data, settings, train_guides(run, data, settings))
+    _held(seats, settings)
+    return seats
+
+
+def _held(seats: tuple[Seat, ...], settings: Settings) -> None:
+    """A committee that waits in the store for its runs."""
+    refs = [ref for seat in seats for ref in (*seat.voting, *seat.measured)]
+    about = ", ".join(seat.recipe.name for seat in seats)
+    hold("committee", identity("committee", 1, refs=[ref.digest for ref in refs]), about, refs, settings)
 
 
 @flow(name="committee-from-shards", validate_parameters=False, task_runner=ONE_AT_A_TIME)
@@ -84,4 +93,6 @@ def committee_from_shards(
 ) -> tuple[Seat, ...]:
     """A committee by itself, ahead of the runs that will find it in the store."""
     data = index_shards(patterns, (), side, held_out, tolerate, ipc=1)
-    return train_committee(members, data, settings)
+    seats = train_committee(members, data, settings)
+    _held(seats, settings)
+    return seats

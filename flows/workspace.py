@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, Observer
 from dd_tasks.compact import Coding
 from dd_tasks.errors import InputError
+from dd_tasks.garbage import Root, record
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
 from dd_tasks.shards import Candidates, Fault, Feed, Quarantine, Source, decode
@@ -82,6 +84,11 @@ class Seat:
     def vote(self) -> list[str | None]:
         """What its logits, and the weight they are given, depend on."""
         return [self.weights.digest, self.prior.digest if self.prior else None]
+
+    @property
+    def voting(self) -> list[Ref]:
+        """The same by reference."""
+        return [self.weights, *([self.prior] if self.prior else [])]
 
     @property
     def measured(self) -> list[Ref]:
@@ -151,6 +158,12 @@ def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made], inpu
     store.put(ref, {**facts, "seconds": round(seconds, 3)}, inputs, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
     return ref
+
+
+def hold(name: str, digest: str, preset: str, refs: Iterable[Ref], settings: Settings) -> None:
+    """From now on the store keeps these results of a run, and all that they were made of."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    record(store_of(settings), Root(name, digest, preset, when, tuple(refs)))
 
 
 _feeds: dict[tuple[str, str], Feed] = {}
