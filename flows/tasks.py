@@ -165,7 +165,7 @@ def _measured(
         )
         return {}, {kind: to_tensors(found)}
 
-    return kept(ref, f"{kind} of {recipe.name}", settings, make)
+    return kept(ref, f"{kind} of {recipe.name}", settings, make, [weights])
 
 
 @stage("draw candidates (seed {seed})")
@@ -208,7 +208,9 @@ def choose_images(
         facts, tensors = put_canvas(initialiser.choose(found, ipc, data.side, studio))
         return facts, {"canvas": tensors}
 
-    return kept(ref, f"{ipc} images a class to begin from", settings, make)
+    return kept(
+        ref, f"{ipc} images a class to begin from", settings, make, [candidates, *_voting(seats if looks else ())]
+    )
 
 
 @stage("recover panel {panel.index}")
@@ -233,7 +235,10 @@ def recover_panel(
         curves = {k: v.contiguous() for k, v in curves.items()}
         return {**facts, "image_updates": made.image_updates}, {"canvas": tensors, "curves": curves}
 
-    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make)
+    judges = [*_voting(seats), *(ref for seat in seats for ref in seat.measured)]
+    guides = [guide.weights for pool in pools for guide in pool.guides]
+    what = f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})"
+    return kept(ref, what, settings, make, [first, *judges, *([real] if real else []), *guides])
 
 
 @stage("gather the canvas")
@@ -248,7 +253,7 @@ def gather(panels: tuple[Ref, ...], settings: Settings) -> Ref:
         facts, tensors = put_canvas(Canvas(images_NCHW, targets_N, tuple(s for part in parts for s in part.sources)))
         return facts, {"canvas": tensors}
 
-    return kept(ref, "canvas", settings, make)
+    return kept(ref, "canvas", settings, make, panels)
 
 
 @stage("measure nearness")
@@ -264,7 +269,7 @@ def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -
         )  # fmt: skip
         return put_nearest(near[: len(ours)], near.similarity_N[len(ours) :])
 
-    return kept(ref, "nearness to real images", settings, make)
+    return kept(ref, "nearness to real images", settings, make, [canvas, random])
 
 
 @stage("relabel {what}")
@@ -284,7 +289,7 @@ def relabel(
         studio = studio_of(seats, data, seed, settings)
         return {}, {"views": put_views(labeller.label(get_canvas(canvas, settings), studio))}
 
-    return kept(ref, f"labels of {what} images", settings, make)
+    return kept(ref, f"labels of {what} images", settings, make, [canvas, *_voting(seats)])
 
 
 @stage("encode the labels of {what}")
@@ -297,7 +302,7 @@ def encode_labels(views: Ref, canvas: Ref, per_image: int | None, data: Data, se
         budget = per_image * len(images) if per_image else sum(len(artifact.png(image)) for image in images.images_NCHW)
         return put_labels(codec.fitted(get_views(views, settings), len(images), data.side, budget))
 
-    return kept(ref, f"compact labels of {what}", settings, make)
+    return kept(ref, f"compact labels of {what}", settings, make, [views, canvas])
 
 
 @stage("student {recipe.architecture} on {what} (seed {seed})")
@@ -316,7 +321,9 @@ def train_student(
         )  # fmt: skip
         return {"accuracy": top1}, {}
 
-    return _scored(kept(ref, f"{recipe.architecture} on {what}, seed {seed}", settings, make), settings)
+    return _scored(
+        kept(ref, f"{recipe.architecture} on {what}, seed {seed}", settings, make, [canvas, views]), settings
+    )
 
 
 @stage("student {recipe.name} on full data")
@@ -357,7 +364,7 @@ def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int,
         facts, tensors = put_canvas(spent)
         return {**facts, "bytes": size, "budget": budget}, {"canvas": tensors}
 
-    return kept(ref, "JPEG images of as many bytes", settings, make)
+    return kept(ref, "JPEG images of as many bytes", settings, make, [canvas, labels, random])
 
 
 @stage("student {recipe.architecture} on JPEG images (seed {seed})")
@@ -378,7 +385,11 @@ def train_ordinarily(
         )  # fmt: skip
         return {"accuracy": top1, "images": len(images)}, {}
 
-    return _scored(kept(ref, f"{recipe.architecture} on JPEG images, seed {seed}", settings, make), settings)
+    return _scored(kept(ref, f"{recipe.architecture} on JPEG images, seed {seed}", settings, make, [canvas]), settings)
+
+
+def _voting(seats: tuple[Seat, ...]) -> list[Ref]:
+    return [ref for seat in seats for ref in seat.voting]
 
 
 def _scored(ref: Ref, settings: Settings) -> Ref:
