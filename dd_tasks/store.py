@@ -1,25 +1,26 @@
-"""Results by what they are: put and get over fsspec (a folder, S3, ...), atomic and checked.
+"""Results by what they are: put and get by content over fsspec (a folder, S3, ...), whole and checked.
 
-`KIND/DIGEST.json` is written last and names the blobs of a result with their sha256; `blobs/SHA256` holds the bytes.
-A result is there when its entry is; a blob that is missing or altered makes the result missing.
+`KIND/DIGEST.json` is written last and names the blobs of a result with their sha256, and what the result was made of;
+`blobs/SHA256` holds the bytes. A result is there when its entry is; a blob that is missing or altered makes the result
+missing. Writers of one result may come together: the last entry stands, whole.
 """
 
 import hashlib
 import json
 import logging
-import posixpath
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import fsspec
 import safetensors.torch
 from torch import Tensor
 
 from dd_tasks.errors import InputError
+from dd_tasks.folder import PAUSES, Folder
 
 log = logging.getLogger(__name__)
+IN_USE = timedelta(hours=1)  # an entry found after more than that is written again, so that it counts as young
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class Ref:
     def __str__(self) -> str:
         return f"{self.kind}/{self.digest[:12]}"
 
+    @property
+    def name(self) -> str:
+        """All of it, as `Ref.named` reads."""
+        return f"{self.kind}/{self.digest}"
+
+    @staticmethod
+    def named(name: str) -> "Ref":
+        kind, _, digest = name.rpartition("/")
+        return Ref(kind, digest)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -41,88 +52,102 @@ class Result:
     tensors: dict[str, dict[str, Tensor]]
 
 
-class Store:
-    """The store at a URL or folder. InputError where it cannot be written."""
+@dataclass(frozen=True)
+class Entry:
+    """What the store says of a result: its facts, the sha256 of its blobs by group, and what it was made of."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    facts: dict[str, Any]
+    blobs: dict[str, str]
+    inputs: tuple[Ref, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        inputs = [ref.name for ref in dict.fromkeys(self.inputs)]
+        return json.dumps(
+            {"facts": self.facts, "blobs": self.blobs, "inputs": inputs}, sort_keys=True, indent=1
+        ).encode()
+
+    @staticmethod
+    def of(data: bytes | None) -> "Entry | None":
+        """None for what is no whole entry. One that names no inputs has none."""
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
-            self.fs.makedirs(posixpath.join(self.root, "blobs"), exist_ok=True)
-            probe = self._path(f".probe-{uuid.uuid4().hex}")
-            self.fs.pipe_file(probe, b"")
-            self.fs.rm_file(probe)
-        except OSError as error:
-            raise InputError(f"store {url} cannot be written: {error.strerror or error}") from None
-        except (ValueError, ImportError) as error:  # a protocol that nobody knows, or one whose package is missing
-            raise InputError(f"store {url}: {error}") from None
+            read = json.loads(data or b"")
+        except ValueError:
+            return None
+        if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in ("facts", "blobs")):
+            return None
+        inputs = read.get("inputs", [])
+        if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
+            return None
+        return Entry(read["facts"], read["blobs"], tuple(map(Ref.named, inputs)))
 
-    def put(self, ref: Ref, facts: Mapping[str, Any], **groups: Mapping[str, Tensor]) -> Ref:
-        """Store JSON facts and groups of tensors; the entry appears whole or not at all."""
+
+class Missing(InputError, KeyError):
+    """A result that is not there, or not whole: it was never made, or was collected or harmed since."""
+
+    __str__ = Exception.__str__  # KeyError's would quote it
+
+
+class Store(Folder):
+    """The store at a URL or folder. InputError where it cannot be written; Unreachable, an OSError, once it has not
+    answered for more than a minute."""
+
+    def __init__(self, url: str, pauses: tuple[float, ...] = PAUSES, *, checked: bool = True) -> None:
+        super().__init__(url, pauses)
+        if checked:
+            self.check()
+
+    def put(
+        self, ref: Ref, facts: Mapping[str, Any], inputs: Iterable[Ref] = (), **groups: Mapping[str, Tensor]
+    ) -> Ref:
+        """Store JSON facts and groups of tensors, made of other results; the entry appears whole or not at all."""
         blobs = {name: self._put_blob(safetensors.torch.save(dict(group))) for name, group in groups.items()}
-        entry = json.dumps({"facts": dict(facts), "blobs": blobs}, sort_keys=True, indent=1).encode()
-        self._write(self._entry(ref), entry)
+        self.write(self._entry(ref), Entry(dict(facts), blobs, tuple(inputs)).to_bytes(), durable=True)
         return ref
 
     def find(self, ref: Ref) -> dict[str, Any] | None:
-        """The facts of a result that is there and whole, else None. Reads every blob of it; `get` only those named."""
-        entry = self._read_entry(ref)
+        """The facts of a result that is there and whole, else None. Reads every blob of it; `get` only those named.
+
+        Garbage collection spares what was found of late.
+        """
+        entry = self.entry(ref)
         if entry is None:
             return None
-        for name, sha256 in entry["blobs"].items():
+        for name, sha256 in entry.blobs.items():
             if self._blob(sha256) is None:
                 log.warning("%s: its %s is missing or altered in the store; made again", ref, name)
                 return None
-        return dict(entry["facts"])
+        written = self.written(self._entry(ref))
+        if written is not None and datetime.now(UTC) - written > IN_USE:
+            self.write(self._entry(ref), entry.to_bytes())
+        return dict(entry.facts)
 
     def get(self, ref: Ref, *groups: str) -> Result:
-        """The facts of a stored result and the groups of its tensors that are named. KeyError where any is missing."""
-        entry = self._read_entry(ref)
+        """The facts of a stored result and the groups of its tensors that are named. Missing where any is."""
+        entry = self.entry(ref)
         if entry is None:
-            raise KeyError(f"{ref} is not in the store {self.url}")
+            raise Missing(f"{ref} is not in the store {self.url}; the same command makes it again")
         tensors = {}
         for name in groups:
-            blob = self._blob(entry["blobs"][name]) if name in entry["blobs"] else None
+            blob = self._blob(entry.blobs[name]) if name in entry.blobs else None
             if blob is None:
-                raise KeyError(f"{ref}: its {name} is missing or altered in the store {self.url}")
+                raise Missing(
+                    f"{ref}: its {name} is missing or altered in the store {self.url}; the same command makes it again"
+                )
             tensors[name] = safetensors.torch.load(blob)
-        return Result(entry["facts"], tensors)
+        return Result(entry.facts, tensors)
 
-    def _path(self, *parts: str) -> str:
-        return posixpath.join(self.root, *parts)
+    def entry(self, ref: Ref) -> Entry | None:
+        return Entry.of(self.read(self._entry(ref)))
 
     def _entry(self, ref: Ref) -> str:
-        return self._path(ref.kind, f"{ref.digest}.json")
-
-    def _read_entry(self, ref: Ref) -> dict[str, Any] | None:
-        try:
-            entry = json.loads(self.fs.cat_file(self._entry(ref)))
-        except (FileNotFoundError, ValueError):
-            return None
-        whole = isinstance(entry, dict) and all(isinstance(entry.get(part), dict) for part in ("facts", "blobs"))
-        return entry if whole else None
+        return self.path(f"{ref.name}.json")
 
     def _put_blob(self, data: bytes) -> str:
+        """Written even where it is there: it counts as young then, and garbage collection leaves it."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if self._blob(sha256) is None:
-            self._write(self._path("blobs", sha256), data)
+        self.write(self.path("blobs", sha256), data)
         return sha256
 
     def _blob(self, sha256: str) -> bytes | None:
-        try:
-            data: bytes = self.fs.cat_file(self._path("blobs", sha256))
-        except FileNotFoundError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == sha256 else None
-
-    def _write(self, path: str, data: bytes) -> None:
-        """To a name of its own, then renamed: no reader ever sees half a file."""
-        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            self.fs.pipe_file(partial, data)
-            self.fs.mv(partial, path)
-        except BaseException:
-            if self.fs.exists(partial):
-                self.fs.rm_file(partial)
-            raise
+        data = self.read(self.path("blobs", sha256), small=False)
+        return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None

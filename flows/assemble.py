@@ -28,7 +28,7 @@ from dd_tasks.verify import portable
 from flows.settings import Settings
 from flows.tasks import stage
 from flows.walk import current
-from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, machine, store_of
+from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, hold, machine, store_of
 from schemas.manifest import (
     Claim,
     Cost,
@@ -142,6 +142,12 @@ class Results:
             "students": [ref for _, _, ref in self.measured],
         }
 
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """All of these, for the store to keep."""
+        labels = [self.labels.drawn, self.labels.published, *self.labels.random]
+        return tuple(dict.fromkeys([*(ref for refs in self.stages.values() for ref in refs), self.canvas, *labels]))
+
 
 def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     """The run at this side and number of classes. Overrides go to the recipe, the student or the observers.
@@ -233,7 +239,7 @@ def _nearness(results: Results, settings: Settings) -> Nearness:
 @stage("assemble")
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder, unless it is there already; it is validated before it takes its name."""
-    if (walk := current()) and walk.running:
+    if (walk := current()) and (walk.running or walk.wanted):
         raise Explained(run, data, "follows")
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
     labels, (near, _) = get_labels(results.labels.published, finished, settings), get_nearest(results.near, settings)
@@ -242,6 +248,7 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
     there = artifact.standing(out, draft, validate.validate)
     if walk:
         raise Explained(run, data, "is already this" if there else "is written")
+    hold(draft.name, draft.identity, draft.preset, results.refs, settings)
     if there:
         log.info("%s is already this artifact: it is not written again", out)
         return there

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_store import store_app
 from flows.options import (
     BytesRow,
     Classes,
@@ -56,6 +57,7 @@ guides_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stud
 app.add_typer(shards_app, name="shards")
 app.add_typer(committee_app, name="committee")
 app.add_typer(guides_app, name="guides")
+app.add_typer(store_app, name="store")
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
 

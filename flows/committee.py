@@ -5,7 +5,7 @@ from dataclasses import replace
 from prefect import flow
 
 from dd_tasks.committee import Imported, ObserverRecipe
-from dd_tasks.recipe import alone
+from dd_tasks.recipe import alone, identity
 from flows.assemble import Run, resolve
 from flows.engines import ENGINE, finished
 from flows.guides import train_guides
@@ -23,7 +23,7 @@ from flows.tasks import (
     train_student,
 )
 from flows.walk import subflow
-from flows.workspace import Data, Pool, Seat, begun_of, panels_of, seed_of
+from flows.workspace import Data, Pool, Seat, begun_of, hold, panels_of, seed_of, voting
 from schemas.spec import RunSpec
 
 
@@ -76,7 +76,16 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     )
     run = resolve(spec, data.side, data.shape.classes)
     seats = train_committee(run.observers, data, settings, run.recipe.needs_patches)
-    return measure_priors(run, seats, data, settings, train_guides(run, data, settings))
+    seats = measure_priors(run, seats, data, settings, train_guides(run, data, settings))
+    _held(seats, settings)
+    return seats
+
+
+def _held(seats: tuple[Seat, ...], settings: Settings) -> None:
+    """A committee that waits in the store for its runs."""
+    refs = [*voting(seats), *(ref for seat in seats for ref in (*seat.measured, seat.score) if ref)]
+    about = ", ".join(seat.recipe.name for seat in seats)
+    hold("committee", identity("committee", 1, refs=[ref.digest for ref in refs]), about, refs, settings)
 
 
 @flow(name="committee-from-shards", validate_parameters=False, task_runner=ENGINE)
@@ -90,4 +99,6 @@ def committee_from_shards(
 ) -> tuple[Seat, ...]:
     """A committee by itself, ahead of the runs that will find it in the store."""
     data = index_shards(patterns, (), side, held_out, tolerate, ipc=1)
-    return train_committee(members, data, settings)
+    seats = train_committee(members, data, settings)
+    _held(seats, settings)
+    return seats

@@ -24,6 +24,7 @@ from prefect.states import Crashed, Failed
 
 from dd_tasks.errors import InputError
 from dd_tasks.store import Ref
+from flows.assemble import Explained
 from flows.distill import distill_dataset
 from flows.engines import pool_in, threads_of
 from flows.settings import Settings
@@ -49,9 +50,11 @@ def make_stage(what: str, spec: RunSpec, kind: str, digest: str, settings: Setti
             distill_dataset.fn(spec, Path(), settings)
     except Reached:
         return None
+    except Explained:
+        return Failed(name=REFUSED, message=f"{wanted} is no result of {spec.describe()}: is this another version?")
     except InputError as error:
         return Failed(name=REFUSED, message=str(error))
-    return Failed(name=REFUSED, message=f"{wanted} is no result of {spec.describe()}: is this another version?")
+    raise AssertionError("the walk passed the artifact by")
 
 
 def make(ref: Ref, what: str, settings: Settings) -> None:

@@ -267,7 +267,12 @@ def recover_panel(
     made_of: tuple[Ref | str, ...] = ("data", "initialiser", "ipc", "seed", *voting(seats)) if panel.begun else (first,)
     if recipe.schedule.steps:
         made_of = (*made_of, "ballots", "schedule", "scale", *by, *([real] if real else []))
-    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make, made_of)
+    read = [
+        first,
+        *(ref for seat in seats for ref in seat.measured),
+        *(g.weights for pool in pools for g in pool.guides),
+    ]
+    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make, made_of, read)
 
 
 @stage("gather the canvas")

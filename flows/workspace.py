@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, Observer
 from dd_tasks.compact import Coding
 from dd_tasks.errors import InputError
+from dd_tasks.garbage import Root, record
 from dd_tasks.initialise import Demanding, Initialiser
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
@@ -166,12 +168,13 @@ def voting(seats: tuple[Seat, ...]) -> tuple[Ref, ...]:
 
 
 def kept(
-    ref: Ref, what: str, settings: Settings, make: Callable[[], Made], made_of: tuple[Ref | str, ...] = ()
+    ref: Ref, what: str, settings: Settings, make: Callable[[], Made], made_of: tuple[Ref | str, ...] = (),
+    read: Iterable[Ref] = (),
 ) -> Ref:  # fmt: skip
     """The reference, once its result is in the store: found there, or made now. In a walk neither, but noted.
 
     `made_of` are the results that go into it, and by their names in `explain.changes` the parts of the specification
-    that do.
+    that do; `read` are results that `make` reads besides.
     """
     walk = current()
     if walk and walk.wanted not in (None, ref):
@@ -186,7 +189,7 @@ def kept(
     elif is_away():
         _have_made(ref, what, settings)
     else:
-        _make(ref, what, settings, make)
+        _make(ref, what, settings, make, [*(part for part in made_of if isinstance(part, Ref)), *read])
     if walk:
         raise Reached
     return ref
@@ -201,12 +204,12 @@ def _have_made(ref: Ref, what: str, settings: Settings) -> None:
     log.info("%s: made by a worker (%s)", what, ref)
 
 
-def _make(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> None:
+def _make(ref: Ref, what: str, settings: Settings, make: Callable[[], Made], inputs: Iterable[Ref]) -> None:
     start = time.perf_counter()
     use_threads(settings)
     facts, groups = make()
     seconds = time.perf_counter() - start
-    store_of(settings).put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
+    store_of(settings).put(ref, {**facts, "seconds": round(seconds, 3)}, inputs, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
 
 
@@ -215,6 +218,12 @@ def use_threads(settings: Settings) -> None:
     wanted = threads_of(settings) or CORES
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
+
+
+def hold(name: str, digest: str, preset: str, refs: Iterable[Ref], settings: Settings) -> None:
+    """From now on the store keeps these results of a run, and all that they were made of."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    record(store_of(settings), Root(name, digest, preset, when, tuple(refs)))
 
 
 _feeds: dict[tuple[str, str], Feed] = {}

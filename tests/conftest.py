@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3_server
 from hub_server import listening, serving, url_of
 from hub_state import Hub
+from s3_server import S3
 
 HOME = tempfile.TemporaryDirectory(prefix="retort-tests-")
 HUB = listening()  # the only Hub that any test knows
@@ -55,6 +57,24 @@ def hub(served: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
         monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
     served.clear()
     return served
+
+
+@pytest.fixture(scope="session")
+def s3_served() -> Iterator[S3]:
+    with s3_server.serving() as found:
+        yield found
+
+
+@pytest.fixture
+def s3(s3_served: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """An S3 server on loopback without buckets; the clients of this process and its children talk to it by its line."""
+    import fsspec
+
+    for name, value in s3_served.environment.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield s3_served
+    s3_served.reset()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dd_tasks import packing
+from dd_tasks import garbage, packing
 from dd_tasks.errors import InputError
+from dd_tasks.store import Store
 from dd_tasks.validate import validate
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -159,6 +160,9 @@ def test_committee_voting_measures_priors_on_held_out_images_once(
         seats = priors_from_shards(spec, Settings(store=str(first[1]), device="cpu"))
     assert not [record for record in caplog.records if "made in" in record.getMessage()]
     assert len({seat.prior for seat in seats} - {None}) == 3
+    roots = garbage.contents(Store(str(first[1]))).roots.values()
+    (held,) = [root for root in roots if root.name == "committee"]  # it waits for its runs; nothing collects it
+    assert {ref for seat in seats for ref in (seat.weights, seat.prior, seat.statistics)} == set(held.refs)
 
 
 def test_patches_are_measured_once_and_only_where_they_are_matched(

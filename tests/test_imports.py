@@ -26,7 +26,7 @@ RANKS = (
         "feeds",
         "tars",
         "hub",
-        "store",
+        "folder",
         "clusters",
         "columns",
         "pictures",
@@ -35,8 +35,8 @@ RANKS = (
         "claims",
     ),
     ("sources",),
-    ("shards", "voters", "nearness", "compact", "exact", "changelog"),
-    ("codec", "jpegs", "plan", "initialise", "terms", "schedule", "label", "committee", "packing"),
+    ("shards", "store", "voters", "nearness", "compact", "exact", "changelog"),
+    ("codec", "garbage", "jpegs", "plan", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
     ("artifact", "agreement", "presets", "distill", "comparison"),
@@ -46,7 +46,7 @@ RANKS = (
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
     "prefect": {str(path) for path in FILES if path.parts[0] == "flows"},
-    "typer": {"flows/cli.py", "flows/options.py"},
+    "typer": {"flows/cli.py", "flows/cli_store.py", "flows/options.py"},
     "webdataset": {"dd_tasks/shards.py", "dd_tasks/packing.py"},
     "huggingface_hub": {"dd_tasks/hub.py"},
     "datasets": {"dd_tasks/artifact.py", "dd_tasks/validate.py", "dd_tasks/packing.py"},

@@ -1,0 +1,110 @@
+"""The main job with its store on S3, on a line that is cut while it runs."""
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from s3_server import S3
+
+from dd_tasks import garbage
+from dd_tasks.folder import Unreachable
+from dd_tasks.store import Ref, Store
+from schemas.manifest import Manifest
+from schemas.spec import RunSpec
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def distil(quick: dict[str, object], out: Path, store: str) -> Manifest:
+    from flows.distill import distill_dataset
+    from flows.settings import Settings
+
+    spec = RunSpec(**{**quick, "seeds": 1, "full_epochs": 0})  # type: ignore[arg-type]
+    return distill_dataset(spec, out, Settings(store=store, device="cpu"))
+
+
+def tables(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".parquet")}
+
+
+class Heard(logging.Handler):
+    """What the tasks and the store said; `call` is called at the first line that begins so."""
+
+    def __init__(self, start: str, call: Callable[[], None]) -> None:
+        super().__init__()
+        self.start, self.call, self.lines = start, call, []  # type: ignore[var-annotated]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if line.startswith(self.start) and not any(before.startswith(self.start) for before in self.lines):
+            self.call()
+        self.lines.append(line)
+
+    @property
+    def made(self) -> dict[str, str]:
+        """What was made by its reference."""
+        told = (re.fullmatch(r"(.*): made in .* \((\S+/\w+)\)", line) for line in self.lines)
+        return {found[2]: found[1] for found in told if found}
+
+
+@contextmanager
+def hearing(start: str, call: Callable[[], None]) -> Iterator[Heard]:
+    heard, loggers = Heard(start, call), [logging.getLogger(name) for name in ("flows.tasks", "dd_tasks.folder")]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(heard)
+    yield heard
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(heard)
+
+
+def test_a_run_whose_store_is_cut_off_resumes_and_ends_with_the_same_bytes(
+    s3: S3, quick: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import workspace
+
+    url = f"{s3.bucket('a-run')}/store"
+
+    # A cut that outlasts the tries stops the run with a line; what it made is kept.
+    with monkeypatch.context() as impatient, hearing("panel 0", s3.line.cut) as first:
+        impatient.setattr(workspace, "Store", partial(Store, pauses=(0.1,)))
+        with pytest.raises(Unreachable, match="the same command continues where this one stopped"):
+            distil(quick, tmp_path / "far", url)
+    workspace.store_of.cache_clear()
+    s3.line.restore()
+    assert "panel 0 (slots 0..9)" in first.made.values() and not (tmp_path / "far").exists()
+
+    # The same command; a shorter cut is waited out.
+    def cut_a_while() -> None:
+        s3.line.cut()
+        threading.Timer(2, s3.line.restore).start()
+
+    with hearing("panel 1", cut_a_while) as second:
+        far = distil(quick, tmp_path / "far", url)
+    assert [line for line in second.lines if "; again in " in line]
+    assert second.made and not second.made.keys() & first.made.keys()
+
+    near = distil(quick, tmp_path / "near", str(tmp_path / "store"))
+    assert tables(far) == tables(near) and tables(near)
+    for store, name in ((Store(url), "far"), (Store(str(tmp_path / "store")), "near")):
+        expect_all_held(store, name)
+
+
+def expect_all_held(store: Store, name: str) -> None:
+    """By the root of the run; and one student's score tells all that led to it."""
+    found = garbage.contents(store)
+    (root,) = found.roots.values()
+    assert root.name == name and root.preset == "e2d"
+    assert garbage.reachable(found.entries, root.refs) == found.entries.keys()
+    scores = [ref for ref in root.refs if ref.kind == "score"]
+    led = [{r.kind for r in garbage.reachable(found.entries, [ref])} for ref in scores]
+    ours = {"score", "labels", "views", "canvas", "panel", "candidates", "observer", "statistics"}
+    assert len(scores) == 2 and ours in led
+    (near,) = [ref for ref in found.entries if ref.kind == "nearness"]
+    assert found.entries[near].inputs and all(isinstance(ref, Ref) for ref in found.entries[near].inputs)
