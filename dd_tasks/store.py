@@ -9,7 +9,7 @@ import json
 import logging
 import posixpath
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,16 @@ class Store:
                 raise KeyError(f"{ref}: its {name} is missing or altered in the store {self.url}")
             tensors[name] = safetensors.torch.load(blob)
         return Result(entry["facts"], tensors)
+
+    def size(self, refs: Iterable[Ref]) -> int:
+        """Bytes of results that are there: their entries and blobs, each once. KeyError where one is missing."""
+        paths = set()
+        for ref in refs:
+            entry = self._read_entry(ref)
+            if entry is None:
+                raise KeyError(f"{ref} is not in the store {self.url}")
+            paths |= {self._entry(ref), *(self._path("blobs", sha256) for sha256 in entry["blobs"].values())}
+        return sum(self.fs.sizes(sorted(paths)))
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self.root, *parts)

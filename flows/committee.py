@@ -9,6 +9,7 @@ from dd_tasks.recipe import alone
 from flows.assemble import Run, resolve
 from flows.guides import train_guides
 from flows.recover import recover
+from flows.seeing import follow
 from flows.settings import Settings
 from flows.tasks import (
     ONE_AT_A_TIME,
@@ -38,6 +39,7 @@ def train_committee(
         else train_observer.submit(member, data, settings)
         for member in members
     ]
+    follow("observers", learning)
     weights = [future.result() for future in learning]
     seats = [measure_observer.submit(member, w, data, settings) for member, w in zip(members, weights, strict=True)]
     measured = tuple(seat.result() for seat in seats)

@@ -10,6 +10,7 @@ from flows.assemble import Results, assemble, resolve
 from flows.committee import measure_priors, train_committee
 from flows.guides import train_guides
 from flows.recover import recover
+from flows.seeing import show_run
 from flows.settings import Settings
 from flows.students import Sets, label_sets, train_students
 from flows.tasks import (
@@ -64,5 +65,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     measured = train_students(run, sets, labels, data, settings)
 
     # Assemble, validate, and only then put in place.
-    results = Results(seats, pools, first, finished, canvas, near, labels["augmented"], measured)
-    return assemble(run, data, results, out, settings, command)
+    results = Results(
+        seats, pools, first, finished, canvas, near, labels["augmented"], measured, (candidates, *lots, *random)
+    )
+    return show_run(assemble(run, data, results, out, settings, command), out)

@@ -5,6 +5,7 @@ from typing import cast
 from dd_tasks.initialise import Demanding
 from dd_tasks.recipe import Recipe
 from dd_tasks.store import Ref
+from flows.seeing import follow
 from flows.settings import Settings
 from flows.tasks import draw_candidates, gather, recover_panel
 from flows.workspace import Data, Panel, Pool, Seat, seed_of
@@ -19,5 +20,6 @@ def recover(
     most = max(asking, key=lambda voters: voters.demand(1), default=None)
     real = draw_candidates(most, 1, data, seed_of(seed, "real"), settings) if most else None
     begun = [recover_panel.submit(recipe, first, panel, seats, data, settings, real, pools) for panel in panels]
+    follow("panels", begun)
     finished = tuple(panel.result() for panel in begun)
     return finished, gather(finished, settings)

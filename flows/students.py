@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe, ordinary
 from flows.assemble import Labelled, Row, Run, Seen
+from flows.seeing import follow
 from flows.settings import Settings
 from flows.tasks import encode_labels, relabel, spend_on_jpegs, train_on_full_data, train_ordinarily, train_student
 from flows.workspace import Data, Seat, images_of, seed_of
@@ -69,6 +70,7 @@ def train_students(
             for seed, images in enumerate(jpegs):
                 score = train_ordinarily.submit(student, images, run.spec.flip, data, seed, settings)
                 scores.append((("jpeg", student.architecture, student.epochs), seed, score))
+    follow("students", [found for _, _, found in scores])
     return [(row, seed, found.result()) for row, seed, found in scores]
 
 

@@ -27,6 +27,7 @@ from dd_tasks.statistics import to_tensors
 from dd_tasks.store import Ref
 from dd_tasks.types import Canvas
 from flows import console
+from flows.logs import on_its_page
 from flows.settings import Settings
 from flows.workspace import (
     Data,
@@ -65,10 +66,11 @@ def _passing(task: Any, run: Any, state: Any) -> bool:
 
 def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """A Prefect task as all of ours are: no cache but the store, retried only where that can help."""
-    return task(
+    made = task(
         task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=[2, 10],
         retry_condition_fn=_passing,
     )  # fmt: skip
+    return lambda function: made(on_its_page(function))
 
 
 @stage("index shards")
@@ -221,19 +223,19 @@ def recover_panel(
     if pools:
         judged["pools"] = [pool.digest for pool in pools]
     by = [[*seat.vote, *(ref.digest for ref in seat.measured)] for seat in seats]
-    place = [panel.start, panel.stop, panel.seed]
+    place, what = [panel.start, panel.stop, panel.seed], f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})"
     ref = Ref("panel", identity("recover", 2, **judged, first=first.digest, seats=by, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings)[panel.start : panel.stop]
         studio = studio_of(seats, data, panel.seed, settings, real, pools)
-        made = distill(recipe, canvas, studio, f"recover panel {panel.index}")
+        made = distill(recipe, canvas, studio, what)
         facts, tensors = put_canvas(made.canvas)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}
         curves = {k: v.contiguous() for k, v in curves.items()}
         return {**facts, "image_updates": made.image_updates}, {"canvas": tensors, "curves": curves}
 
-    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make)
+    return kept(ref, what, settings, make)
 
 
 @stage("gather the canvas")

@@ -19,6 +19,7 @@ from dd_tasks.students import StudentRecipe
 from dd_tasks.validate import validate
 from dd_tasks.verify import Check, Scope, Split
 from flows import console
+from flows.seeing import show_checks
 from flows.settings import Settings
 from flows.tasks import ONE_AT_A_TIME, stage
 from flows.workspace import Made, device_of, facts_of, kept
@@ -62,6 +63,10 @@ def locate(target: str) -> Path:
 @flow(name="verify-dataset", task_runner=ONE_AT_A_TIME)
 def verify_dataset(target: str, scope: Scope = EVERYTHING, settings: Settings = HERE) -> tuple[Check, ...]:
     """Everything that was asked of the artifact, claim by claim, and what came of it."""
+    return show_checks(target, _checked(target, scope, settings))
+
+
+def _checked(target: str, scope: Scope, settings: Settings) -> tuple[Check, ...]:
     folder = locate(target)
 
     # Nothing is trained on what is not sound, or on what a stranger cannot open.

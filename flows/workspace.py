@@ -145,10 +145,10 @@ def kept(ref: Ref, what: str, settings: Settings, make: Callable[[], Made]) -> R
     if store.find(ref) is not None:
         log.info("%s: found in the store (%s)", what, ref)
         return ref
-    start = time.perf_counter()
+    began, start = time.time(), time.perf_counter()
     facts, groups = make()
     seconds = time.perf_counter() - start
-    store.put(ref, {**facts, "seconds": round(seconds, 3)}, **groups)
+    store.put(ref, {**facts, "began": round(began, 3), "seconds": round(seconds, 3)}, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
     return ref
 

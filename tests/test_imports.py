@@ -29,6 +29,7 @@ RANKS = (
         "store",
         "clusters",
         "columns",
+        "throughput",
         "pictures",
         "scores",
         "axes",
