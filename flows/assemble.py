@@ -95,11 +95,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels of the distilled images, as drawn and as published, and those of each draw of random ones."""
+    """The labels of the distilled images, as drawn and as published, and those of each draw of random ones: as their
+    students see them, and as drawn."""
 
     drawn: Ref
     published: Ref
     random: list[Ref]
+    random_drawn: list[Ref]
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,12 @@ class Results:
     @property
     def held(self) -> dict[str, list[Ref]]:
         """What each stage left in the store, that of random real images with it."""
-        stages = self.stages
-        return {"draw": list(self.real), **stages, "relabel": [*stages["relabel"], *self.labels.random]}
+        stages, labels = self.stages, self.labels
+        more = {
+            "recover": [*self.panels, self.canvas],
+            "relabel": [*stages["relabel"], *labels.random, *labels.random_drawn],
+        }
+        return {"draw": list(self.real), **stages, **more}
 
     @property
     def stages(self) -> dict[str, list[Ref]]:

@@ -31,7 +31,7 @@ def label_sets(run: Run, sets: Sets, seats: tuple[Seat, ...], data: Data, settin
             relabel(theirs, images, seats, data, seed, settings, "random")
             for images, seed in zip(sets.random, sets.draws, strict=True)
         ]
-        labels[seen] = Labelled(mine, mine, others)
+        labels[seen] = Labelled(mine, mine, others, others)
     if run.compact:
         drawn, size = labels["augmented"], run.spec.label_bytes_per_image
         mine = encode_labels(drawn.drawn, sets.canvas, size, data, settings, "distilled images")
@@ -39,7 +39,7 @@ def label_sets(run: Run, sets: Sets, seats: tuple[Seat, ...], data: Data, settin
             encode_labels(views, images, size, data, settings, "random images")
             for views, images in zip(drawn.random, sets.random, strict=True)
         ]
-        labels["augmented"] = Labelled(drawn.drawn, mine, others)
+        labels["augmented"] = Labelled(drawn.drawn, mine, others, drawn.random)
     return labels
 
 

@@ -17,7 +17,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")
-PATIENCE = 30.0  # seconds until what a page should show counts as missing
+PATIENCE = 90.0  # seconds until what a page should show counts as missing
 
 
 def chromium() -> str:
@@ -66,8 +66,9 @@ class Tab:
             time.sleep(0.1)
         return self.text()
 
-    def click(self, text: str, among: str = "a, button, [role=tab]") -> None:
-        """On the first of the elements whose text is this."""
+    def click(self, text: str) -> None:
+        """On the first of the links, buttons, tabs and cards of Prefect's page whose text is this."""
+        among = "a, button, .p-tab, .artifact-card__title"
         which = f"[...document.querySelectorAll({among!r})].find(one => one.innerText.trim() === {json.dumps(text)})"
         end = time.monotonic() + PATIENCE
         while not self.value(f"Boolean({which})"):
