@@ -9,7 +9,7 @@ from dd_tasks.recipe import alone
 from flows.assemble import Run, resolve
 from flows.guides import train_guides
 from flows.recover import recover
-from flows.seeing import follow
+from flows.seeing import follow, unlinked
 from flows.settings import Settings
 from flows.tasks import (
     ONE_AT_A_TIME,
@@ -71,7 +71,7 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
     """The priors by themselves, ahead of the runs that will find them in the store."""
     data = index_shards(spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc)
     run = resolve(spec, data.side, data.shape.classes)
-    seats = train_committee(run.observers, data, settings, run.recipe.needs_patches)
+    seats = unlinked(train_committee(run.observers, data, settings, run.recipe.needs_patches))
     return measure_priors(run, seats, data, settings, train_guides(run, data, settings))
 
 

@@ -10,7 +10,7 @@ from flows.assemble import Results, assemble, resolve
 from flows.committee import measure_priors, train_committee
 from flows.guides import train_guides
 from flows.recover import recover
-from flows.seeing import show_run
+from flows.seeing import show_run, unlinked
 from flows.settings import Settings
 from flows.students import Sets, label_sets, train_students
 from flows.tasks import (
@@ -41,7 +41,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     lots = [draw_candidates(WholeImages(), spec.ipc, data, seed, settings) for seed in draws]
 
     # Squeeze: observers learn the real data and are frozen. Where votes are weighed, each first distils alone.
-    seats = train_committee(run.observers, data, settings, recipe.needs_patches)
+    seats = unlinked(train_committee(run.observers, data, settings, recipe.needs_patches))
     pools = train_guides(run, data, settings)
     if any(voters.needs_priors for voters in voters_in(recipe)):
         seats = measure_priors(run, seats, data, settings, pools)

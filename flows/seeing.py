@@ -7,6 +7,7 @@ texts are Markdown to the pages, so what comes from data is escaped.
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from dd_tasks.card import escape
 from dd_tasks.claims import RESULT_COLUMNS, result_rows, result_title
 from dd_tasks.pictures import data_uri, reduced
 from dd_tasks.verify import Check
+from flows.workspace import Seat
 from schemas.manifest import Manifest
 from schemas.release import Released
 
@@ -61,6 +63,12 @@ def follow(what: str, begun: Sequence[PrefectFuture[Any]]) -> None:
 
 def _progress(what: str, done: int, total: int, failed: int) -> str:
     return f"{escape(what)}: {done} of {total} done" + (f", {failed} failed" if failed else "")
+
+
+def unlinked(seats: tuple[Seat, ...]) -> tuple[Seat, ...]:
+    """Copies, which Prefect does not trace to the flow that trained them: its usual pages (3.8) show nothing of a task
+    run that has such an input."""
+    return tuple(replace(seat) for seat in seats)
 
 
 def show_run(manifest: Manifest, out: Path) -> Manifest:
