@@ -240,7 +240,7 @@ def standing(out: Path, draft: Manifest, check: Callable[[Path], list[str]]) -> 
 
 def _content(manifest: Manifest) -> dict[str, Any]:
     """All that a manifest says, less what differs from one making to the next."""
-    said = manifest.model_dump(mode="json", exclude={"files", "cost", "command", "versions"})
+    said = manifest.model_dump(mode="json", exclude={"files", "cost", "metrics", "command", "versions"})
     said["labels"]["bytes"] = 0
     for entry in (*said["claims"], *said["observers"]):
         del entry["seconds"]

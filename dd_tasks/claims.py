@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot
 
-from schemas.manifest import Claim
+from schemas.manifest import Claim, Manifest
 
 ROWS = {
     "distilled": "the distilled images",
@@ -16,6 +16,7 @@ ROWS = {
     "jpeg": "random real images of as many bytes, as JPEG files with class labels",
     "full": "all real images",
 }
+RESULT_COLUMNS = ("images", "student", "epochs", "n", "mean ± std, %", "seconds")
 QUALITY = 75  # of the row jpeg's files, Pillow's default
 ORDINARY_UPDATES = 2  # times the image-updates of the distilled row that its students get
 LIMITS = {"distilled": "", "distilled_hard": "class labels only", "distilled_plain": "no augmentation"}
@@ -28,6 +29,19 @@ def percent(fraction: float) -> str:
 def accuracy(claim: Claim) -> str:
     """Mean and spread in %; one seed has no spread."""
     return percent(claim.mean) + (f" ± {percent(claim.std)}" if len(claim.seeds) > 1 else "")
+
+
+def result_title(manifest: Manifest) -> str:
+    """What the rows of a run's result are."""
+    return f"{manifest.name}: top-1 of students on {manifest.claims[0].split} images, last epoch"
+
+
+def result_rows(claims: Sequence[Claim]) -> list[tuple[str, ...]]:
+    """The result of a run, a row a claim, by RESULT_COLUMNS."""
+    return [
+        (claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)), accuracy(claim), f"{claim.seconds:.0f}")
+        for claim in claims
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Shape letters: N images of a panel, V views of them, C channels, S side, T steps.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from dd_tasks.augment import inside, look, rolled
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.types import Canvas, CropMemory, Studio, Tick
 
+log = logging.getLogger(__name__)
+SAID = 4  # lines a panel on its loss
 ASK_EVERY = 10  # steps between the questions whether all images have finished; each waits for the device
 
 
@@ -63,6 +66,8 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         revisited_VSS = inside(chosen.crops.boxes_N4, side) & (chosen.memory_N >= 0)[:, None, None]
         gaze_NSS.index_add_(0, images_V, revisited_VSS.float())
         updates += len(views_VCSS) * found.seats
+        if (tick.step + 1) % max(steps // SAID, 1) == 0 and log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: step %d of %d, loss %.4g", what, tick.step + 1, steps, found.loss.item())
     pixels_NCSS = (scaled_NCSS.detach() * std_C11 + mean_C11).clamp(0, 1)
     images_NCSS = (pixels_NCSS * 255).round().to(torch.uint8).cpu()
     finished = Canvas(images_NCSS, canvas.targets_N, canvas.sources)

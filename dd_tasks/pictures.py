@@ -59,6 +59,13 @@ def thumbnail(image_CHW: Tensor) -> bytes:
     return encode(scaled(picture) if max(picture.size) > LARGEST else picture)
 
 
+def reduced(png_bytes: bytes, most: int) -> bytes:
+    """The PNG, halved (mean) until it takes at most `most` bytes or a side would be nothing."""
+    while len(png_bytes) > most and min((picture := Image.open(io.BytesIO(png_bytes))).size) > 1:
+        png_bytes = encode(picture.convert("RGB").reduce(2))
+    return png_bytes
+
+
 def data_uri(png_bytes: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes).decode()
 

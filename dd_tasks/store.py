@@ -136,6 +136,16 @@ class Store(Folder):
             tensors[name] = safetensors.torch.load(blob)
         return Result(entry.facts, tensors)
 
+    def size(self, refs: Iterable[Ref]) -> int:
+        """Bytes of results that are there: their entries and blobs, each once. Missing where one is."""
+        paths = set()
+        for ref in refs:
+            entry = self.entry(ref)
+            if entry is None:
+                raise Missing(f"{ref} is not in the store {self.url}; the same command makes it again")
+            paths |= {self._entry(ref), *(self.path("blobs", sha256) for sha256 in entry.blobs.values())}
+        return sum(self.fs.sizes(sorted(paths)))
+
     def entry(self, ref: Ref) -> Entry | None:
         return Entry.of(self.read(self._entry(ref)))
 

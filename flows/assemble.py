@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from dd_tasks import artifact, nearness, presets, recipe, report, validate
+from dd_tasks import artifact, nearness, presets, recipe, report, throughput, validate
 from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, ObserverRecipe, named
 from dd_tasks.compact import GROUP
@@ -35,6 +35,7 @@ from schemas.manifest import (
     GuideEntry,
     LabelInfo,
     Manifest,
+    Metrics,
     Nearness,
     ObserverEntry,
     QuarantinedSample,
@@ -104,11 +105,13 @@ class Explained(Exception):
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels of the distilled images, as drawn and as published, and those of each draw of random ones."""
+    """The labels of the distilled images, as drawn and as published, and those of each draw of random ones: as their
+    students see them, and as drawn."""
 
     drawn: Ref
     published: Ref
     random: list[Ref]
+    random_drawn: list[Ref]
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,17 @@ class Results:
     near: Ref
     labels: Labelled
     measured: list[tuple[Row, int, Ref]]
+    real: tuple[Ref, ...]  # candidates, and the random images of the claims
+
+    @property
+    def held(self) -> dict[str, list[Ref]]:
+        """What each stage left in the store, that of random real images with it."""
+        stages, labels = self.stages, self.labels
+        more = {
+            "recover": [*self.panels, self.canvas],
+            "relabel": [*stages["relabel"], *labels.random, *labels.random_drawn],
+        }
+        return {"draw": list(self.real), **stages, **more}
 
     @property
     def stages(self) -> dict[str, list[Ref]]:
@@ -145,8 +159,7 @@ class Results:
     @property
     def refs(self) -> tuple[Ref, ...]:
         """All of these, for the store to keep."""
-        labels = [self.labels.drawn, self.labels.published, *self.labels.random]
-        return tuple(dict.fromkeys([*(ref for refs in self.stages.values() for ref in refs), self.canvas, *labels]))
+        return tuple(dict.fromkeys(ref for refs in self.held.values() for ref in refs))
 
 
 def resolve(spec: RunSpec, side: int, classes: int) -> Run:
@@ -267,7 +280,7 @@ def draft_of(
     run: Run, data: Data, results: Results, labels: Labels, settings: Settings, *, name: str, command: str
 ) -> Manifest:
     """The manifest but for the files, which are listed once they are written."""
-    spec, shape = run.spec, data.shape
+    spec, shape, cost = run.spec, data.shape, _cost(results, settings)
     return Manifest(
         name=name,
         license=spec.license,
@@ -294,7 +307,8 @@ def draft_of(
         labels=_label_info(run.recipe.labeller, labels),
         student=shared(run.students[0]),
         claims=claims_of(results.measured, "test" if data.test else "held-out", settings),
-        cost=_cost(results, settings),
+        cost=cost,
+        metrics=_metrics(results, cost, settings),
         command=command,
         versions={"python": sys.version.split()[0]}
         | {package: importlib.metadata.version(package) for package in VERSIONS},
@@ -323,6 +337,12 @@ def _cost(results: Results, settings: Settings) -> Cost:
         peak_memory_bytes=peak_memory(),
         machine=machine(),
     )
+
+
+def _metrics(results: Results, cost: Cost, settings: Settings) -> Metrics:
+    panels: list[Mapping[str, Any]] = [facts_of(panel, settings) for panel in results.panels]
+    held = {stage: store_of(settings).size(refs) for stage, refs in results.held.items()}
+    return throughput.metrics(panels, cost, held)
 
 
 def story_of(run: Run, before_NCHW: torch.Tensor, panels: tuple[Ref, ...], settings: Settings) -> report.Story:

@@ -10,6 +10,7 @@ from flows.assemble import Run, resolve
 from flows.engines import ENGINE, finished
 from flows.guides import train_guides
 from flows.recover import recover
+from flows.seeing import unlinked
 from flows.settings import Settings
 from flows.tasks import (
     choose_images,
@@ -33,12 +34,13 @@ def train_committee(
 ) -> tuple[Seat, ...]:
     """Train, or check in, each observer; then measure what its layers see of the training part of the shards, by
     channel and, where asked for, by patch."""
-    weights = finished(
+    learning = [
         (member.name, import_observer.submit(member, data, settings))
         if isinstance(member, Imported)
         else (member.name, train_observer.submit(member, data, settings))
         for member in members
-    )
+    ]
+    weights = finished(learning, "observers")
     measured = finished(
         (member.name, measure_observer.submit(member, found, data, settings))
         for member, found in zip(members, weights, strict=True)
@@ -75,7 +77,7 @@ def priors_from_shards(spec: RunSpec, settings: Settings) -> tuple[Seat, ...]:
         spec.shards, (), spec.side, spec.held_out, spec.tolerate, spec.ipc, spec.classes, spec.normalise
     )
     run = resolve(spec, data.side, data.shape.classes)
-    seats = train_committee(run.observers, data, settings, run.recipe.needs_patches)
+    seats = unlinked(train_committee(run.observers, data, settings, run.recipe.needs_patches))
     seats = measure_priors(run, seats, data, settings, train_guides(run, data, settings))
     _held(seats, settings)
     return seats

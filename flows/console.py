@@ -101,7 +101,8 @@ def start(verbose: bool = False) -> None:
 
         track = RichTrack()
         handler = RichHandler(console=track.console, show_path=False, show_level=False)
+    handler.setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in ("dd_tasks", "flows"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+        logger.setLevel(logging.DEBUG)  # a run's page shows more than the terminal
         logger.handlers[:] = [handler]

@@ -11,6 +11,7 @@ from flows.committee import measure_priors, train_committee
 from flows.engines import ENGINE
 from flows.guides import train_guides
 from flows.recover import recover
+from flows.seeing import show_run, unlinked
 from flows.settings import Settings
 from flows.students import Sets, label_sets, train_students
 from flows.tasks import (
@@ -45,7 +46,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     lots = [draw_candidates(WholeImages(), spec.ipc, data, seed, settings) for seed in draws]
 
     # Squeeze: observers learn the real data and are frozen. Where votes are weighed, each first distils alone.
-    seats = train_committee(run.observers, data, settings, recipe.needs_patches)
+    seats = unlinked(train_committee(run.observers, data, settings, recipe.needs_patches))
     pools = train_guides(run, data, settings)
     if any(voters.needs_priors for voters in voters_in(recipe)):
         seats = measure_priors(run, seats, data, settings, pools)
@@ -70,5 +71,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     measured = train_students(run, sets, labels, data, settings)
 
     # Assemble, validate, and only then put in place.
-    results = Results(seats, pools, first, finished, canvas, near, labels["augmented"], measured)
-    return assemble(run, data, results, out, settings, command)
+    results = Results(
+        seats, pools, first, finished, canvas, near, labels["augmented"], measured, (candidates, *lots, *random)
+    )
+    return show_run(assemble(run, data, results, out, settings, command), out)

@@ -15,7 +15,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dd_tasks.errors import InputError
+from flows.seeing import follow
 from flows.settings import PARTS, Part, Request, Settings
+from flows.walk import current
 
 if TYPE_CHECKING:
     from flows.ray import Ray
@@ -124,12 +126,15 @@ def own_of(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def finished(begun: Iterable[tuple[str, PrefectFuture[R]]]) -> tuple[R, ...]:
-    """What submitted stages made, by their names, once all of them have ended: what the others made is kept.
+def finished(begun: Iterable[tuple[str, PrefectFuture[R]]], what: str | None = None) -> tuple[R, ...]:
+    """What submitted stages made, by their names, once all of them have ended: what the others made is kept. The page
+    of the run shows the progress of `what`.
 
     The first failure is raised: InputError and OSError as they are, EngineError for any other.
     """
     named = tuple(begun)
+    if what and not current():
+        follow(what, [future for _, future in named])
     for _, future in named:
         future.wait()
     return tuple(_result(name, future) for name, future in named)

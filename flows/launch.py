@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dd_tasks import artifact, comparison, presets, report
-from dd_tasks.claims import accuracy
+from dd_tasks.claims import RESULT_COLUMNS, result_rows, result_title
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
 from dd_tasks.guides import Guides, sources
@@ -114,12 +114,11 @@ def _shown(width: int) -> Console:
 
 def show_result(manifest: Manifest, out: Path, page: Path | None) -> None:
     """The final table, and the lines that load the result."""
-    table = Table(title=f"{manifest.name}: top-1 of students on {manifest.claims[0].split} images, last epoch")
-    for column in ("images", "student", "epochs", "n", "mean ± std, %", "seconds"):
+    table = Table(title=result_title(manifest))
+    for column in RESULT_COLUMNS:
         table.add_column(column, justify="left" if column in ("images", "student") else "right")
-    for claim in manifest.claims:
-        about = (claim.row, claim.student, str(claim.epochs), str(len(claim.seeds)))
-        table.add_row(*about, accuracy(claim), f"{claim.seconds:.0f}")
+    for row in result_rows(manifest.claims):
+        table.add_row(*row)
     shown = _shown(100)
     shown.print(table)
     shown.print(f"\nreport: {page or out / 'assets' / 'report.html'}\nload it with\n", highlight=False)

@@ -19,8 +19,9 @@ def recover(
     asking = [cast(Demanding, ballot.voters) for ballot in recipe.ballots if ballot.voters.needs_real]
     most = max(asking, key=lambda voters: voters.demand(1), default=None)
     real = draw_candidates(most, 1, data, seed_of(seed, "real"), settings) if most else None
-    recovered = finished(
+    begun = [
         (f"panel {panel.index}", recover_panel.submit(recipe, first, panel, seats, data, settings, real, pools))
         for panel in panels
-    )
+    ]
+    recovered = finished(begun, "panels")
     return recovered, gather(recovered, settings)

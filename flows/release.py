@@ -9,6 +9,7 @@ from prefect import flow
 
 from dd_tasks import publish
 from dd_tasks.errors import InputError
+from flows.seeing import show_release
 from flows.tasks import stage
 from schemas.release import Released, ReleaseSpec
 
@@ -19,7 +20,7 @@ VARIABLE = "HF_TOKEN"
 @flow(name="release-dataset")
 def release_dataset(folder: Path, spec: ReleaseSpec) -> Released:
     """Publish the artifact `folder`. The token is no parameter, since Prefect keeps those: it is read here."""
-    return publish.publish(folder, spec, token_of(spec), _as_task)
+    return show_release(publish.publish(folder, spec, token_of(spec), _as_task))
 
 
 def _as_task(name: str, make: Callable[[], T], /) -> T:

@@ -34,7 +34,7 @@ def label_sets(run: Run, sets: Sets, seats: tuple[Seat, ...], data: Data, settin
             (f"labels of {what} images", relabel.submit(labeller, images, seats, data, seed, settings, what))
             for labeller, images, seed, what in lots
         )
-        labels[seen] = Labelled(mine, mine, others)
+        labels[seen] = Labelled(mine, mine, others, others)
     if run.compact:
         drawn, size = labels["augmented"], run.spec.label_bytes_per_image
         named = [(drawn.drawn, sets.canvas, "distilled images")]
@@ -43,7 +43,7 @@ def label_sets(run: Run, sets: Sets, seats: tuple[Seat, ...], data: Data, settin
             (f"compact labels of {what}", encode_labels.submit(views, images, size, data, settings, what))
             for views, images, what in named
         )
-        labels["augmented"] = Labelled(drawn.drawn, mine, others)
+        labels["augmented"] = Labelled(drawn.drawn, mine, others, drawn.random)
     return labels
 
 
@@ -75,7 +75,8 @@ def train_students(
                 for seed, images in enumerate(jpegs):
                     score = train_ordinarily.submit(student, images, run.spec.flip, data, seed, settings)
                     scores.append((("jpeg", student.architecture, student.epochs), seed, score))
-    made = finished((f"student of {row[0]} images, seed {seed}", score) for row, seed, score in scores)
+    named = [(f"student of {row[0]} images, seed {seed}", score) for row, seed, score in scores]
+    made = finished(named, "students")
     return [(row, seed, ref) for (row, seed, _), ref in zip(scores, made, strict=True)]
 
 

@@ -26,6 +26,7 @@ from dd_tasks.store import Ref
 from dd_tasks.types import Canvas
 from flows import console, walk
 from flows.engines import TRIES
+from flows.logs import on_its_page
 from flows.settings import Part, Settings
 from flows.walk import Walked
 from flows.workspace import (
@@ -81,7 +82,7 @@ class Stage(Walked[P, R]):
 
 
 def stage(name: str, part: Part | None = None) -> Callable[[Callable[P, R]], Stage[P, R]]:
-    return lambda function: Stage(function, name, part)
+    return lambda function: Stage(on_its_page(function), name, part)
 
 
 @stage("index shards")
@@ -252,13 +253,13 @@ def recover_panel(
     if recipe.schedule.steps:
         shape = data.shape
         judged |= {"seats": [ref.digest for ref in by], "scale": [shape.classes, shape.mean, shape.std]}
-    place = [panel.start, panel.stop, panel.seed]
+    place, what = [panel.start, panel.stop, panel.seed], f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})"
     ref = Ref("panel", identity("recover", 3, **judged, first=panel.begun or first.digest, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings)[panel.start : panel.stop]
         studio = studio_of(seats, data, panel.seed, settings, real, pools)
-        made = distill(recipe, canvas, studio, f"recover panel {panel.index}")
+        made = distill(recipe, canvas, studio, what)
         facts, tensors = put_canvas(made.canvas)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}
         curves = {k: v.contiguous() for k, v in curves.items()}
@@ -272,7 +273,7 @@ def recover_panel(
         *(ref for seat in seats for ref in seat.measured),
         *(g.weights for pool in pools for g in pool.guides),
     ]
-    return kept(ref, f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})", settings, make, made_of, read)
+    return kept(ref, what, settings, make, made_of, read)
 
 
 @stage("gather the canvas")

@@ -20,6 +20,7 @@ from dd_tasks.validate import validate
 from dd_tasks.verify import Check, Scope, Split
 from flows import console
 from flows.engines import ENGINE
+from flows.seeing import show_checks
 from flows.settings import Settings
 from flows.tasks import stage
 from flows.workspace import Made, device_of, facts_of, kept
@@ -63,6 +64,10 @@ def locate(target: str) -> Path:
 @flow(name="verify-dataset", task_runner=ENGINE)
 def verify_dataset(target: str, scope: Scope = EVERYTHING, settings: Settings = HERE) -> tuple[Check, ...]:
     """Everything that was asked of the artifact, claim by claim, and what came of it."""
+    return show_checks(target, _checked(target, scope, settings))
+
+
+def _checked(target: str, scope: Scope, settings: Settings) -> tuple[Check, ...]:
     folder = locate(target)
 
     # Nothing is trained on what is not sound, or on what a stranger cannot open.

@@ -205,11 +205,11 @@ def _have_made(ref: Ref, what: str, settings: Settings) -> None:
 
 
 def _make(ref: Ref, what: str, settings: Settings, make: Callable[[], Made], inputs: Iterable[Ref]) -> None:
-    start = time.perf_counter()
     use_threads(settings)
+    began, start = time.time(), time.perf_counter()
     facts, groups = make()
     seconds = time.perf_counter() - start
-    store_of(settings).put(ref, {**facts, "seconds": round(seconds, 3)}, inputs, **groups)
+    store_of(settings).put(ref, {**facts, "began": round(began, 3), "seconds": round(seconds, 3)}, inputs, **groups)
     log.info("%s: made in %.1f s (%s)", what, seconds, ref)
 
 

@@ -138,6 +138,21 @@ class Cost(Frozen):
     machine: str
 
 
+class Metrics(Frozen):
+    """How fast the panels were recovered when they last really ran, and what the store holds of the run."""
+
+    panels: int = Field(ge=1)
+    panels_per_second: float = Field(
+        ge=0, description="of the time in which any panel was being recovered: it grows with the number of workers"
+    )
+    image_updates_per_second: float = Field(ge=0, description="of the same time")
+    image_updates_per_second_overall: float = Field(ge=0, description="of the seconds of all stages, added up")
+    store_bytes: dict[str, int] = Field(
+        description="by stage: what the artifact was made of, and the random images of its claims with their labels; "
+        "not what voters and JPEG rows draw of the real images"
+    )
+
+
 class Manifest(Frozen):
     format: Literal["retort-1"] = "retort-1"
     name: str
@@ -161,6 +176,7 @@ class Manifest(Frozen):
     )
     claims: list[Claim]
     cost: Cost
+    metrics: Metrics | None = None
     command: str
     license: License = Field(
         default="unknown", description="the Hub's identifier of the licence, as the source data has it"

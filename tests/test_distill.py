@@ -140,6 +140,18 @@ def test_exploration_never_stops_and_exploitation_at_the_first_question_with_not
     assert len(made.loss_T) == len(made.remembered_T) == steps and made.image_updates == 3 * steps
 
 
+def test_a_panel_tells_its_loss_four_times_to_whoever_listens(caplog):
+    studio = tiny.studio()
+    with caplog.at_level("DEBUG", "dd_tasks.distill"):
+        made = distill(recipe(Phase(8, Whole())), tiny.canvas(), studio, "panel 3 (slots 0..5)")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"panel 3 (slots 0..5): step {t} of 8, loss {made.loss_T[t - 1]:.4g}" for t in (2, 4, 6, 8)]
+    caplog.clear()
+    with caplog.at_level("INFO", "dd_tasks.distill"):
+        assert torch.equal(distill(recipe(Phase(8, Whole())), tiny.canvas(), tiny.studio()).loss_T, made.loss_T)
+    assert not caplog.records
+
+
 def test_gaze_counts_what_exploitation_looked_at():
     explored = distill(recipe(Phase(5, RandomCrops(threshold=EVER))), tiny.canvas(), tiny.studio(tiny.observer()))
     assert explored.gaze_NSS.shape == (6, 16, 16) and not explored.gaze_NSS.any()

@@ -114,7 +114,7 @@ def test_the_same_run_again_makes_nothing_and_ends_with_the_same_bytes(
     said = [record.getMessage() for record in caplog.records if record.name == "flows.tasks"]
     assert not [line for line in said if "made in" in line]
     assert len([line for line in said if line.startswith("panel") and "found in the store" in line]) == 2
-    assert again.files == before.files
+    assert again.files == before.files and again.metrics == before.metrics
 
 
 def test_another_labeller_does_not_repeat_the_recovery(
@@ -134,7 +134,12 @@ def test_another_labeller_does_not_repeat_the_recovery(
 def test_an_empty_store_gives_the_same_bytes(
     first: tuple[Path, Path], quick: dict[str, object], tmp_path: Path
 ) -> None:
-    assert parquet(distil(quick, tmp_path / "d", tmp_path / "store")) == parquet(manifest_of(first[0]))
+    again = distil(quick, tmp_path / "d", tmp_path / "store")
+    assert parquet(again) == parquet(manifest_of(first[0]))
+    assert again.metrics and (again.metrics.panels, again.cost.image_updates) == (2, 200)
+    assert again.metrics.panels_per_second > 0 and again.metrics.image_updates_per_second > 0
+    stored = sum(file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file())
+    assert sum(again.metrics.store_bytes.values()) == stored
 
 
 def test_committee_voting_measures_priors_on_held_out_images_once(

@@ -29,6 +29,7 @@ RANKS = (
         "folder",
         "clusters",
         "columns",
+        "throughput",
         "pictures",
         "scores",
         "axes",

@@ -53,13 +53,14 @@ def test_a_folder_that_is_no_artifact_is_one_line(
 def kept_by_prefect() -> str:
     """All that Prefect stores of the latest runs, as text."""
     from prefect import get_client
-    from prefect.client.schemas.sorting import FlowRunSort, LogSort, TaskRunSort
+    from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort, LogSort, TaskRunSort
 
     with get_client(sync_client=True) as prefect:
         found = [
             *prefect.read_flow_runs(sort=FlowRunSort.START_TIME_DESC),
             *prefect.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC),
             *prefect.read_logs(sort=LogSort.TIMESTAMP_DESC),
+            *prefect.read_artifacts(sort=ArtifactSort.CREATED_DESC),
         ]
         return "\n".join(each.model_dump_json() for each in found)
 

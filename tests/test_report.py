@@ -23,6 +23,7 @@ from schemas.manifest import (
     Cost,
     LabelInfo,
     Manifest,
+    Metrics,
     Nearness,
     ObserverEntry,
     QuarantinedSample,
@@ -107,6 +108,13 @@ def manifest(**changes: object) -> Manifest:
         labels=LabelInfo(codec="exact", epochs=2, drawn=2, views=18, rows=18, bytes=2048),
         claims=CLAIMS,
         cost=Cost(image_updates=1234, seconds={"recover": 61.5, "relabel": 2}, peak_memory_bytes=2**20, machine="box"),
+        metrics=Metrics(
+            panels=3,
+            panels_per_second=0.125,
+            image_updates_per_second=2345.6,
+            image_updates_per_second_overall=19.4,
+            store_bytes={"recover": 9},
+        ),
         command="retort distill --ipc 3",
         nearness=NEAR,
         versions={"torch": "2.0"},
@@ -194,6 +202,7 @@ def test_every_row_has_a_table_row_and_a_bar() -> None:
 def test_what_the_manifest_says_is_on_the_page() -> None:
     text = page().sections
     assert "1,234" in text["cost"] and "63.5" in text["cost"] and "box" in text["cost"]
+    assert "0.12 panels and 2,346 image-updates a second" in text["cost"]
     for said in (
         "train-0.tar",
         DIGEST[:12],
@@ -329,6 +338,13 @@ def test_preview_shows_real_above_distilled() -> None:
     for block, value in enumerate((0, 200)):
         left, top = grid.place(0, block, 1)
         assert picture.getpixel((left, top)) == picture.getpixel((left + 63, top + 63)) == (value,) * 3
+
+
+def test_a_picture_is_halved_until_it_fits() -> None:
+    noise = pictures.png(torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.manual_seed(0)))
+    assert pictures.reduced(noise, len(noise)) == noise
+    for most, size in ((len(noise) - 1, (48, 32)), (len(noise) // 8, (24, 16)), (0, (1, 1))):
+        assert Image.open(io.BytesIO(pictures.reduced(noise, most))).size[1] == size[1], most
 
 
 def test_preview_of_nothing_is_refused() -> None:

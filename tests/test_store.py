@@ -84,6 +84,16 @@ def test_putting_again_replaces_the_facts(store):
 # Broken results
 
 
+def test_results_take_the_bytes_of_their_entries_and_of_each_blob_once(store):
+    other = Ref("panel", "f" * 64)
+    for ref in (REF, other):
+        store.put(ref, {"x": 1}, canvas=TENSORS)
+    assert store.size([REF, other, REF]) == sum(store.fs.size(store.root + path) for path in files(store))
+    assert 0 < store.size([REF]) < store.size([REF, other]) and store.size([]) == 0
+    with pytest.raises(KeyError, match="is not in the store"):
+        store.size([Ref("panel", "e" * 64)])
+
+
 def _remove(store: Store, path: str) -> None:
     store.fs.rm_file(path)
 
