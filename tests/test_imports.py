@@ -17,7 +17,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
-    ("errors", "types", "ranges", "citation"),
+    ("errors", "types", "ranges", "citation", "memory"),
     (
         "augment",
         "networks",
@@ -34,18 +34,18 @@ RANKS = (
         "axes",
         "claims",
     ),
-    ("shards", "voters", "nearness", "compact", "exact", "changelog"),
-    ("codec", "jpegs", "plan", "initialise", "terms", "schedule", "label", "committee", "packing"),
+    ("shards", "voters", "nearness", "compact", "exact", "changelog", "anatomy", "extents"),
+    ("rates", "codec", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
-    ("artifact", "agreement", "presets", "distill", "comparison"),
-    ("validate", "verify"),
-    ("publish",),
+    ("artifact", "agreement", "presets", "distill", "comparison", "plan"),
+    ("validate", "verify", "footprint", "calibrate"),
+    ("publish", "bill"),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
     "prefect": {str(path) for path in FILES if path.parts[0] == "flows"},
-    "typer": {"flows/cli.py", "flows/options.py"},
+    "typer": {"flows/cli.py", "flows/cli_plan.py", "flows/options.py"},
     "webdataset": {"dd_tasks/shards.py", "dd_tasks/packing.py"},
     "huggingface_hub": {"dd_tasks/hub.py"},
     "datasets": {"dd_tasks/artifact.py", "dd_tasks/validate.py", "dd_tasks/packing.py"},
