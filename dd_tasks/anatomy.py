@@ -15,11 +15,13 @@ from dd_tasks.statistics import GRID, convolutions, watched
 @dataclass(frozen=True)
 class Anatomy:
     """Floating-point operations of one image forwards (a multiplication and an addition are two), bytes of the weights,
-    channels of the layers that are watched, and patches of the convolutions' inputs."""
+    the layers that are watched and their channels, the convolutions among them and the patches of their inputs."""
 
     flops: float
     weight_bytes: int
+    layers: int
     channels: int
+    convolutions: int
     patches: int
 
 
@@ -39,6 +41,8 @@ def anatomy(architecture: str, side: int, classes: int) -> Anatomy:
         net(image_NCSS)
     for handle in handles:
         handle.remove()
-    channels = sum(m.num_features if isinstance(m, nn.BatchNorm2d) else m.in_channels for m in watched(net))  # type: ignore[misc]
+    layers = watched(net)
+    channels = sum(m.num_features if isinstance(m, nn.BatchNorm2d) else m.in_channels for m in layers)  # type: ignore[misc]
     weight_bytes = sum(tensor.nbytes for tensor in net.state_dict().values())
-    return Anatomy(float(counter.get_total_flops()), weight_bytes, channels, sum(patches))
+    flops = float(counter.get_total_flops())
+    return Anatomy(flops, weight_bytes, len(layers), channels, len(convolutions(net)), sum(patches))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from dd_tasks import plan
 from dd_tasks.footprint import footprint
-from dd_tasks.plan import Job
+from dd_tasks.job import MEMORY_BYTES, Job
 from dd_tasks.rates import start_seconds, timed
 from schemas.calibration import Calibration
 from schemas.plan import Bytes, Plan, Totals, Work
@@ -23,6 +23,7 @@ def bill(
     epochs, k = job.recipe.labeller.epochs, job.data.classes
     totals = Totals(
         image_updates=plan.image_updates(job),
+        least_image_updates=plan.least_image_updates(job),
         training_images=sum(line.amount for line in work if line.unit == "training images"),
         labelled_views=plan.labelled_views(job),
         students=plan.student_count(job),
@@ -63,7 +64,7 @@ def stage_seconds(work: Iterable[Work], starts: Mapping[str, float], workers: in
 def data_memory(job: Job) -> int:
     """Bytes of real images at hand, and of one set of labelled views, which are there twice while they are joined."""
     each = 3 * job.data.side**2
-    images = min((job.data.images + job.data.test) * each, plan.MEMORY_BYTES)
+    images = min((job.data.images + job.data.test) * each, MEMORY_BYTES)
     return images + 2 * plan.labelled_views(job) * plan.LOGIT_BYTES * job.data.classes
 
 

@@ -37,7 +37,7 @@ from schemas.calibration import Operation, Rate
 
 T = TypeVar("T")
 WARM = 3  # first repeats of a loop, which also compile and fill caches
-STRETCH, LEAST = 0.1, 5  # seconds of the loop that are timed together, and how many such
+STRETCHES, LEAST = 20, 5  # of a loop, each timed by itself: as many as its seconds ask for, and at least
 FOREVER = 10**6  # epochs: the stopwatch ends them
 LARGER = 1.9  # the side of stored photographs, above small ones, in sides at which a run works
 
@@ -82,7 +82,7 @@ class Stopwatch:
                     self.start, begun, done = self.now() - begun, self.now(), 0
                     ahead = begun + self.seconds
                 continue
-            if time.perf_counter() - begun < STRETCH:
+            if time.perf_counter() - begun < self.seconds / STRETCHES:
                 continue
             end = self.now()
             self.per_second.append(done / (end - begun))
@@ -261,7 +261,7 @@ class Endless:
             yield from self.inner.keyed(size)
 
 
-def _epochs(bench: Bench, images: int, compiled: bool) -> int:
+def epochs_of(bench: Bench, images: int, compiled: bool) -> int:
     """As many of so many images as there can be with torch.compile, or without; none where even one is too much."""
     return FOREVER if compiled else int((WORTH_COMPILING - 1) // (images * bench.trial.side**2))
 
@@ -270,7 +270,7 @@ def observing(bench: Bench, member: ObserverRecipe) -> Iterator[Rate]:
     """Training of an observer, without and with torch.compile."""
     size, feed = member.batch, drawn(bench, member.batch)
     for compiled in _ways(bench.trial):
-        recipe = replace(member, epochs=_epochs(bench, size, compiled), reach=min(member.reach, bench.trial.side - 1))
+        recipe = replace(member, epochs=epochs_of(bench, size, compiled), reach=min(member.reach, bench.trial.side - 1))
 
         def loop(watch: Stopwatch, recipe: ObserverRecipe = recipe) -> object:
             return committee.train(recipe, bench.shape, feed, feed, device=bench.device, track=watch)
@@ -285,7 +285,7 @@ def learning(bench: Bench, architecture: str) -> Iterator[Rate]:
     for compiled in _ways(bench.trial):
         for size in bench.trial.student_batches:
             n = max(100, size)
-            recipe = StudentRecipe(architecture, epochs=_epochs(bench, n, compiled), batch=size)
+            recipe = StudentRecipe(architecture, epochs=epochs_of(bench, n, compiled), batch=size)
             if recipe.epochs * n // size > WARM:
                 yield _taught(bench, recipe, n, compiled)
 
@@ -315,7 +315,7 @@ def nearest(bench: Bench) -> Rate:
 
 def encoding(bench: Bench) -> Rate:
     """Compact labels of the finest step, compressed."""
-    n, k, rng = 2 * GROUP, bench.trial.classes, torch.Generator().manual_seed(0)
+    n, k, rng = GROUP, bench.trial.classes, torch.Generator().manual_seed(0)
     views = OneHot(epochs=5, group=GROUP).label(canvas(bench, n), studio(bench))
     views = replace(views, logits_VK=torch.randn(len(views), k, generator=rng).half())
 

@@ -4,11 +4,14 @@ N distilled images of K classes at S x S pixels; V labelled views of these; T st
 """
 
 from collections.abc import Iterator
+from itertools import chain
+from typing import Literal
 
 from dd_tasks.anatomy import anatomy
 from dd_tasks.committee import ObserverRecipe
 from dd_tasks.compact import COARSEST, FEWEST, FINEST
-from dd_tasks.plan import LOGIT_BYTES, Job, compact_label_bytes, exact_label_bytes, labelled_views
+from dd_tasks.job import Job, grouped
+from dd_tasks.plan import LOGIT_BYTES, compact_label_bytes, exact_label_bytes, labelled_views
 from dd_tasks.recipe import voters_in
 from schemas.plan import Bytes
 
@@ -20,6 +23,7 @@ CANDIDATE = 16  # bytes of a candidate but its file
 JPEG_SHARE = 0.2  # of a JPEG file of an image's pixel values
 SHOWN = 4, 10  # images a class and classes in the preview
 FLOAT = 4
+LAYER_BYTES = 400  # of the names of a layer's five tensors
 
 
 def png_bytes(job: Job) -> int:
@@ -40,9 +44,12 @@ def label_bytes(job: Job) -> int:
 
 def footprint(job: Job) -> tuple[Bytes, ...]:
     """Every line of the bytes, of the store and of the artifact."""
-    lines = (*_networks(job), *_drawn(job), *_canvases(job), *_labels(job))
-    return tuple(Bytes(where="store", kind=kind, bytes=count, formula=text) for kind, count, text in lines) + tuple(
-        Bytes(where="artifact", kind=kind, bytes=count, formula=text) for kind, count, text in _artifact(job)
+    store = chain(_networks(job), _drawn(job), _canvases(job), _labels(job))
+    places: tuple[tuple[Literal["store", "artifact"], Lines], ...] = (("store", store), ("artifact", _artifact(job)))
+    return tuple(
+        Bytes(where=where, kind=kind, bytes=count, formula=grouped(text))
+        for where, lines in places
+        for kind, count, text in lines
     )
 
 
@@ -56,11 +63,13 @@ def _networks(job: Job) -> Lines:
     kept = [_checkpoints(member) if isinstance(member, ObserverRecipe) else 1 for member in job.observers]
     weights = sum(times * part.weight_bytes for times, part in zip(kept, parts, strict=True))
     yield "observer", weights, f"weights of {sum(kept)} networks"
-    counts = {"statistics": (sum(part.channels for part in parts), "channels")}
+    counts = {"statistics": ("channels", "layers")}
     if job.recipe.needs_patches:
-        counts["patches"] = sum(part.patches for part in parts), "patches"
-    for kind, (count, what) in counts.items():
-        yield kind, 2 * count * (1 + k) * FLOAT, f"2 * {count} {what} * (1 + {k} classes) * {FLOAT} bytes"
+        counts["patches"] = ("patches", "convolutions")
+    for kind, names in counts.items():
+        values, layers = (sum(getattr(part, name) for part in parts) for name in names)
+        formula = f"2 * {values} {names[0]} * (1 + {k} classes) * {FLOAT} + {layers} {names[1]} * {LAYER_BYTES} bytes"
+        yield kind, 2 * values * (1 + k) * FLOAT + layers * LAYER_BYTES, formula
 
 
 def _checkpoints(member: ObserverRecipe) -> int:

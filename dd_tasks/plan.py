@@ -5,7 +5,8 @@ takes is in `dd_tasks.rates`, what is written in `dd_tasks.footprint`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain, takewhile
 from math import ceil, e, log2, pi, sqrt
 from typing import Any
 
@@ -14,20 +15,20 @@ from dd_tasks.committee import WORTH_COMPILING, Imported, Member, ObserverRecipe
 from dd_tasks.compact import COARSEST, FEWEST, GROUP
 from dd_tasks.guides import Guides, courses
 from dd_tasks.initialise import Collage
+from dd_tasks.job import Job
 from dd_tasks.label import Labeller, Relabel
 from dd_tasks.learners import Learner, Learners
-from dd_tasks.recipe import Ballot, Recipe, alone, voters_in
+from dd_tasks.recipe import Ballot, alone, voters_in
 from dd_tasks.schedule import Tiles
 from dd_tasks.students import StudentRecipe
 from dd_tasks.voters import Everyone, One, Voters
-from schemas.plan import Extent, Work
+from schemas.plan import Work
 
 LOGIT_BYTES = 2  # a float16
 VIEW_BYTES = 10  # of an exact row but its logits, compressed: crops, flips and mix boxes
 ROW_BYTES = 20  # of a compact row but its codes and classes, compressed: crop, flip, mix box and the like
 FILE_BYTES = 6700  # of a Parquet file of views without any: the schema and index of its columns
 WORDS, WORD_BYTES = 6000, 0.75  # logits of a row group that a dictionary holds beside them, and what each takes
-MEMORY_BYTES = 4 << 30  # of decoded images that are kept at hand; more are read anew every time
 AT_ONCE = 500  # images before a network that does not learn
 
 
@@ -47,73 +48,22 @@ def compact_label_bytes(images: int, classes: int, epochs: int, top: int = FEWES
     return round(bits / 8 + epochs * images / GROUP * ROW_BYTES)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A resolved run as plain values. `rows` are (row, student) on distilled and random images each; `labellers` those
-    of the distilled and of the random images, one pair a way of seeing them; `label_bytes` is an image's budget."""
-
-    recipe: Recipe
-    observers: tuple[Member, ...]
-    rows: tuple[tuple[str, StudentRecipe], ...]
-    full: tuple[ObserverRecipe, ...]
-    labellers: tuple[tuple[Labeller, Labeller], ...]
-    data: Extent
-    ipc: int
-    seeds: int
-    panel: int
-    held_out: float
-    compact: bool
-    label_bytes: int | None
-    bytes_row: bool
-
-    @property
-    def images(self) -> int:
-        return self.ipc * self.data.classes
-
-    @property
-    def panels(self) -> int:
-        return ceil(self.images / self.panel)
-
-    @property
-    def training(self) -> int:
-        """Real images that the observers learn from; which ones their keys decide, so about so many."""
-        return self.data.images - self.held
-
-    @property
-    def held(self) -> int:
-        return round(self.data.images * self.held_out)
-
-    @property
-    def scored(self) -> int:
-        """Real images that score a student."""
-        return self.data.test or self.held
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether decoded real images are kept in memory."""
-        return self.data.images * 3 * self.data.side**2 <= MEMORY_BYTES
-
-    def per_class(self, wanted: int, least: int) -> int:
-        """Candidates of a class that are drawn (`flows.tasks.draw_candidates`)."""
-        return wanted if wanted <= least else max(least, min(wanted, int(0.8 * (1 - self.held_out) * self.data.fewest)))
-
-    def line(self, stage: str, what: str, amount: int, unit: str, formula: str, **more: Any) -> Work:
-        return Work(
-            stage=stage, what=what, amount=amount, unit=unit, formula=formula, **{"side": self.data.side, **more}
-        )
-
-
 def work(job: Job) -> tuple[Work, ...]:
     """Every line of the plan, in the order of the flow."""
-    stages = candidates(job), observers(job), guides(job), priors(job), choose(job, "choose"), recover(job, "recover")
-    return tuple(line for stage in (*stages, nearness(job), relabel(job), students(job)) for line in stage)
+    made = candidates(job), observers(job), guides(job), priors(job), choose(job, "choose"), recover(job, "recover")
+    return tuple(chain(*made, nearness(job), relabel(job), random_rows(job), students(job)))
 
 
 def image_updates(job: Job) -> int:
     """Of recovery and of measured priors: what the manifest calls so. A run that may stop early needs at most these."""
-    return sum(
-        line.amount for line in work(job) if line.unit == "image-updates" and line.stage in ("recover", "priors")
-    )
+    return sum(line.amount for line in work(job) if (line.operation, line.unit) == ("recover", "image-updates"))
+
+
+def least_image_updates(job: Job) -> int:
+    """Those of the phases before the first in which a run may stop, once no image remembers a crop."""
+    schedule = job.recipe.schedule
+    sure = tuple(takewhile(lambda phase: not phase.viewer.may_finish, schedule.phases))
+    return image_updates(replace(job, recipe=replace(job.recipe, schedule=replace(schedule, phases=sure))))
 
 
 def labelled_views(job: Job) -> int:
@@ -130,7 +80,7 @@ def student_count(job: Job) -> int:
 def candidates(job: Job) -> Iterator[Work]:
     passes = 1 + job.seeds + any(ballot.voters.needs_real for ballot in job.recipe.ballots)
     n = job.data.images
-    yield job.line("candidates", "read shards", passes * n, "images", f"{passes} passes * {n}", operation="read")
+    yield job.line("candidates", "read shards", passes * n, "images", f"{passes} * {n} images", operation="read")
 
 
 def observers(job: Job) -> Iterator[Work]:
@@ -161,7 +111,7 @@ def _trained(job: Job, member: Member, stage: str, scored: int | None = None) ->
             architecture=architecture, batch=size, compiled=_compiled(job, member.epochs * job.training),
         )  # fmt: skip
     yield job.line(
-        stage, f"score {member.name}", scored, "images", f"{scored} held-out images", operation="score",
+        stage, f"score {member.name}", scored, "images", f"{scored} images", operation="score",
         architecture=architecture, batch=AT_ONCE,
     )  # fmt: skip
 
@@ -175,9 +125,9 @@ def _decoded(job: Job, stage: str, epochs: int, held: int = 0) -> Iterator[Work]
     n, uses = job.data.images, (1, min(held, 1)) if job.at_hand else (epochs, held)
     often = "kept at hand" if job.at_hand else "every epoch anew"
     read, amount = sum(uses) * n, uses[0] * job.training + uses[1] * job.held
-    yield job.line(stage, "read shards", read, "images", f"{sum(uses)} passes * {n}, {often}", operation="read")
-    formula = f"{uses[0]} * {job.training} + {uses[1]} * {job.held}, {often}"
-    yield job.line(stage, "decode", amount, "images", formula, operation="decode")
+    yield job.line(stage, "read shards", read, "images", f"{sum(uses)} * {n} images, {often}", operation="read")
+    formula = " + ".join(f"{use} * {count}" for use, count in zip(uses, (job.training, job.held), strict=True) if use)
+    yield job.line(stage, "decode", amount, "images", f"{formula} images", operation="decode")
 
 
 def guides(job: Job) -> Iterator[Work]:
@@ -324,18 +274,32 @@ def nearness(job: Job) -> Iterator[Work]:
 
 
 def relabel(job: Job) -> Iterator[Work]:
-    """Labels of the distilled images, then of every draw of random ones."""
-    for ours, theirs in job.labellers:
+    """Labels of the distilled images."""
+    for ours, _ in job.labellers:
         yield from _labelled(job, "relabel", ours, "distilled images")
+    yield from _encoded(job, "relabel", "distilled images")
+
+
+def random_rows(job: Job) -> Iterator[Work]:
+    """Labels of every draw of random images."""
+    for _, theirs in job.labellers:
         yield from _labelled(job, "random rows", theirs, "random images", job.seeds)
+    yield from _encoded(job, "random rows", "random images", job.seeds)
+
+
+def _encoded(job: Job, stage: str, what: str, draws: int = 1) -> Iterator[Work]:
+    """Compact labels, compressed."""
     if job.compact:
         views, k = labelled_views(job), job.data.classes
-        for stage, what, draws in (("relabel", "distilled", 1), ("random rows", "random", job.seeds)):
-            formula = f"{draws} * {views} views * {k} classes"
-            yield job.line(
-                stage, f"encode labels of {what} images", draws * views * k, "logits", formula, operation="encode",
-                batch=k, parts=draws,
-            )  # fmt: skip
+        yield job.line(
+            stage, f"encode labels of {what}", draws * views * k, "logits",
+            f"{_times(draws, 'draws')}{views} views * {k} classes", operation="encode", batch=k, parts=draws,
+        )  # fmt: skip
+
+
+def _times(count: int, what: str) -> str:
+    """The first factor of a formula, left out where it is 1."""
+    return f"{count} {what} * " if count > 1 else ""
 
 
 def _labelled(job: Job, stage: str, labeller: Labeller, what: str, draws: int = 1) -> Iterator[Work]:
@@ -345,7 +309,7 @@ def _labelled(job: Job, stage: str, labeller: Labeller, what: str, draws: int = 
     for architecture, epochs in _seats(labeller.voters, job.observers, labeller.epochs):
         yield job.line(
             stage, f"label {what} by {architecture}", draws * len(epochs) * job.images, "views",
-            f"{f'{draws} draws * ' if draws > 1 else ''}{len(epochs)} epochs * {job.images} images", operation="label",
+            f"{_times(draws, 'draws')}{len(epochs)} epochs * {job.images} images", operation="label",
             architecture=architecture, batch=batch, parts=draws,
         )  # fmt: skip
 

@@ -13,38 +13,42 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dd_tasks import plan
+from dd_tasks import shards
 from dd_tasks.bill import bill
 from dd_tasks.calibrate import Bench, Trial, measured
 from dd_tasks.card import size
 from dd_tasks.errors import InputError
 from dd_tasks.extents import known
+from dd_tasks.job import Job
 from dd_tasks.memory import resident
-from dd_tasks.shards import Quarantine, Source, open_source
+from dd_tasks.shards import Quarantine
 from flows.assemble import Run, resolve
 from flows.settings import Settings
 from flows.workspace import device_of, machine
 from schemas.calibration import Calibration, Rate
-from schemas.plan import Bytes, Extent, Plan, Work
+from schemas.index import ShardIndex
+from schemas.plan import Bytes, Extent, Plan, Totals, Work
 from schemas.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
 
-def job_of(run: Run, data: Extent) -> plan.Job:
+def job_of(run: Run, data: Extent) -> Job:
     """A resolved run as the plain values that are counted."""
     spec = run.spec
     rows = tuple((run.row("", student, seen)[0], student) for student, seen in run.rows)
-    return plan.Job(
+    return Job(
         recipe=run.recipe, observers=run.observers, rows=rows, full=tuple(run.full_students),
         labellers=tuple(run.labellers.values()), data=data, ipc=spec.ipc, seeds=spec.seeds, panel=spec.panel,
         held_out=spec.held_out, compact=run.compact, label_bytes=spec.label_bytes_per_image, bytes_row=spec.bytes_row,
     )  # fmt: skip
 
 
-def extent_of(source: Source, side: int | None, test: Source | None = None) -> Extent:
+TAR_BYTES = 1792  # of a sample in a shard but its image: two headers, its class, and half a block to fill up
+
+
+def extent_of(index: ShardIndex, side: int | None, test: ShardIndex | None = None) -> Extent:
     """How large the data of these shards is. InputError where the images differ in size and no side is given."""
-    index = source.index
     if side is None:
         if index.height is None or index.width is None:
             raise InputError("the images differ in size: say which side to plan for with --side")
@@ -52,19 +56,28 @@ def extent_of(source: Source, side: int | None, test: Source | None = None) -> E
     return Extent(
         name="shards", classes=len(index.classes), images=index.samples, side=side,
         image_bytes=max(1.0, sum(shard.bytes for shard in index.shards) / index.samples - TAR_BYTES),
-        fewest=max(1, min(index.samples_per_class)), test=test.index.samples if test else 0, source="index.json",
+        fewest=max(1, min(index.samples_per_class)), test=test.samples if test else 0, source="index.json",
     )  # fmt: skip
 
 
-TAR_BYTES = 2048  # of a sample in a shard but its image: two headers, its class, and what fills its blocks
+def indexed_extent(spec: RunSpec) -> Extent | None:
+    """Of the shards of a specification, where an index.json lists just these; none of them is read."""
+    found = []
+    for patterns in filter(None, (spec.shards, spec.test)):
+        by_name = shards.distinct(shards.expand(patterns))
+        index = shards.read_index(by_name.values())
+        if index is None or {shard.name for shard in index.shards} != by_name.keys():
+            return None
+        found.append(index)
+    return extent_of(found[0], spec.side, *found[1:])
 
 
 def measured_extent(spec: RunSpec) -> Extent:
     """Of the shards of a specification: from their index.json, else by reading them."""
-    quarantine = Quarantine(spec.tolerate)
-    source = open_source(spec.shards, quarantine=quarantine)
-    test = open_source(spec.test, classes=source.index.classes, quarantine=Quarantine()) if spec.test else None
-    return extent_of(source, spec.side, test)
+    source = shards.open_source(spec.shards, quarantine=Quarantine(spec.tolerate))
+    names = source.index.classes
+    test = shards.open_source(spec.test, classes=names, quarantine=Quarantine()) if spec.test else None
+    return extent_of(source.index, spec.side, test.index if test else None)
 
 
 def extent(spec: RunSpec, dataset: str | None, classes: int | None, images: int | None) -> Extent:
@@ -114,6 +127,19 @@ def planned(
     return bill(job, spec.preset, calibration, workers=workers, price=price)
 
 
+def counts(found: Plan) -> dict[str, int | str]:
+    """Of the whole run, as a dry run prints them."""
+    totals = found.totals
+    return {
+        "image-updates": updates_of(totals),
+        "training images": totals.training_images,
+        "labelled views": totals.labelled_views,
+        "students": totals.students,
+        "bytes of the store": size(totals.store_bytes),
+        "bytes of the artifact": size(totals.upload_bytes),
+    }
+
+
 def show(found: Plan) -> None:
     """The plan as tables, with the formula of every number."""
     shown = Console(width=None if sys.stdout.isatty() else 160)
@@ -155,7 +181,7 @@ def _bytes_table(sizes: Sequence[Bytes]) -> Table:
 def total_lines(found: Plan) -> Iterator[str]:
     """Totals in words, and where no device was measured how to get the rest."""
     totals = found.totals
-    yield f"image-updates, priors' among them: {totals.image_updates:,}"
+    yield f"image-updates, priors' among them: {updates_of(totals)}"
     yield f"training images of observers, guides and students on all data: {totals.training_images:,}"
     yield f"labelled views: {totals.labelled_views:,}; students: {totals.students:,}"
     yield f"labels: exact {size(totals.exact_label_bytes)}, compact at the coarsest {size(totals.compact_label_bytes)}"
@@ -171,6 +197,12 @@ def total_lines(found: Plan) -> Iterator[str]:
     if totals.cost is not None:
         hours = f"{totals.seconds / 3600:,.2f} hours"
         yield f"cost: {totals.cost:,.2f} = {hours} * {found.workers} workers * {found.price_per_hour:g} an hour"
+
+
+def updates_of(totals: Totals) -> str:
+    """How many, or how few and how many where a run may stop early."""
+    least, most = totals.least_image_updates, totals.image_updates
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def duration(seconds: float) -> str:

@@ -52,7 +52,10 @@ class Bytes(Frozen):
 
 
 class Totals(Frozen):
-    image_updates: int = Field(ge=0, description="of recovery and of measured priors, as in the manifest's cost")
+    image_updates: int = Field(
+        ge=0, description="of recovery and of measured priors, as in the manifest's cost; at most, where a run may stop"
+    )
+    least_image_updates: int = Field(ge=0, description="as many at least: those before a run may stop early")
     training_images: int = Field(ge=0, description="of the observers and guides")
     labelled_views: int = Field(ge=0, description="of the distilled images")
     students: int = Field(ge=0)

@@ -38,9 +38,10 @@ RANKS = (
     ("rates", "codec", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
-    ("artifact", "agreement", "presets", "distill", "comparison", "plan"),
-    ("validate", "verify", "footprint", "calibrate"),
-    ("publish", "bill"),
+    ("artifact", "agreement", "presets", "distill", "comparison", "job"),
+    ("validate", "verify", "plan"),
+    ("publish", "footprint", "calibrate"),
+    ("bill",),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
