@@ -8,9 +8,12 @@ from typing import Any
 from dd_tasks import comparison
 from dd_tasks.card import escape, size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
+from dd_tasks.extents import known
 from dd_tasks.plan import compact_label_bytes, exact_label_bytes
+from flows import planning
 from schemas.comparison import Comparison
 from schemas.manifest import Claim
+from schemas.spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -189,7 +192,62 @@ def implied() -> str:
     return "\n".join([*lines, "", ""])
 
 
-TABLES = runs, comparisons, labels, implied, curves, noise, digits
+LARGE = (  # preset, dataset, images per class, committee; published bytes of labels and hours of recovery on one GPU
+    ("e2d", "imagenet-1k", 10, "edc_imagenet", "5.7 GB", 2.5),
+    ("e2d", "imagenet-1k", 50, "edc_imagenet", "28 GB", 11.0),
+    ("edc", "imagenet-1k", 10, "edc_imagenet", "", 5.0 * 10_000 / 3600),  # 5 s an image
+    ("sre2l_pp", "imagenet-1k", 10, "resnet18_imagenet", "", 2.5 * 10_000 / 3600),
+    ("cv_dd", "imagenet-1k", 10, "cv_dd_imagenet", "", 8.2 * 10_000 / 3600),
+    ("e2d_21k", "imagenet-21k", 10, "resnet18_imagenet", "643 GB", None),
+)
+
+
+def large() -> str:
+    """Markdown: plans of runs on ImageNet beside what is published of these."""
+    lines = [
+        "",
+        "| plan | image-updates | of them recovery | GPU-hours of recovery, published | image-updates a second, implied "
+        "| labelled views | exact labels | published | artifact, compact labels | store |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for preset, dataset, ipc, committee, published, hours in LARGE:
+        spec = RunSpec(preset=preset, shards=(dataset,), ipc=ipc, committee=committee, students=("resnet18",))
+        found = planning.planned(spec, known(dataset))
+        totals = found.totals
+        recovered = sum(line.amount for line in found.work if (line.stage, line.unit) == ("recover", "image-updates"))
+        cells = (
+            f"`retort plan {preset} --dataset {dataset} --ipc {ipc}`", f"{totals.image_updates:,}", f"{recovered:,}",
+            f"{hours:.1f}" if hours else "", f"{recovered / hours / 3600:,.0f}" if hours else "",
+            f"{totals.labelled_views:,}", size(totals.exact_label_bytes), published, size(totals.upload_bytes),
+            size(totals.store_bytes),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])
+
+
+def plans() -> str:
+    """Markdown: seconds that were foreseen beside those of a run."""
+    parts = []
+    for result in results():
+        for plan in result.get("plans", ()):
+            shares = f"{plan['calibration']['cpu_share']:.0%} and {plan['run']['cpu_share']:.0%}"
+            parts += ["", f"| {plan['name']} | foreseen | found | ratio |", "|---|---:|---:|---:|"]
+            rows = [(f"seconds, {stage['stage']}", stage) for stage in plan["stages"]]
+            rows += [("seconds, all stages", plan["seconds"]), ("labelled views", plan["labelled_views"])]
+            rows += [("students", plan["students"])]
+            rows += [(f"bytes, {kind['kind']}", kind) for kind in plan["kinds"]]
+            rows += [("bytes, artifact", plan["artifact_bytes"]), ("bytes, store", plan["store_bytes"])]
+            rows += [("bytes of memory, at most", plan["peak_memory_bytes"])]
+            updates = plan["image_updates"]
+            parts.append(f"| image-updates | {updates['least']:,} to {updates['most']:,} | {updates['measured']:,} | |")
+            parts += [
+                f"| {what} | {r['foreseen']:,.0f} | {r['measured']:,.0f} | {r['ratio']:.2f} |" for what, r in rows
+            ]
+            parts += ["", f"`{plan['command']}` on {plan['machine']}; of it calibration and run had {shares}.", ""]
+    return "\n".join(parts)
+
+
+TABLES = runs, comparisons, labels, implied, large, plans, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:

@@ -83,6 +83,7 @@ COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {
     "tiny": TINY,
     "small": SMALL,
     "reference": REFERENCE,
+    "resnet18_imagenet": (at_224("resnet18"),),  # E2D's on ImageNet-21K (section 5)
     "edc_imagenet": EDC_IMAGENET,
     "cv_dd_imagenet": CV_DD_IMAGENET,
 }

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows import cli_plan
 from flows.cli_store import store_app
 from flows.options import (
     BytesRow,
@@ -58,6 +59,8 @@ app.add_typer(shards_app, name="shards")
 app.add_typer(committee_app, name="committee")
 app.add_typer(guides_app, name="guides")
 app.add_typer(store_app, name="store")
+app.command()(cli_plan.plan)
+app.command()(cli_plan.calibrate)
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
 

@@ -131,10 +131,13 @@ def show_plan(spec: RunSpec, out: Path) -> None:
     import yaml
 
     from flows.assemble import resolve
+    from flows.planning import counts, indexed_extent, planned
 
     artifact.check_out(out)
-    resolved = resolve(spec, spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
-    urls, steps = expand(spec.shards), resolved.recipe.schedule.steps
+    urls, data = expand(spec.shards), indexed_extent(spec)
+    shape = (data.side, data.classes) if data else (spec.side or SIDE_FOR_PLAN, CLASSES_FOR_PLAN)
+    resolved = resolve(spec, *shape)
+    steps = resolved.recipe.schedule.steps
     plan = {
         "shards": len(urls),
         "test shards": len(expand(spec.test)) if spec.test else 0,
@@ -146,6 +149,7 @@ def show_plan(spec: RunSpec, out: Path) -> None:
         "labelled views per image": resolved.recipe.labeller.epochs,
         "soft labels": _labels_planned(resolved.compact, spec.label_bytes_per_image),
         "students": [f"{s.architecture}, {s.epochs} epochs, {spec.seeds} seeds" for s in resolved.students],
+        "in all": counts(planned(spec, data)) if data else "unknown: no index.json lists these shards",
         "out": str(out),
     }
     print(yaml.safe_dump({"recipe": plain(resolved.recipe), "plan": plan}, sort_keys=False), end="")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from schemas.calibration import Calibration
 from schemas.card import CardHeader
 from schemas.comparison import Comparison
 from schemas.index import ShardIndex
 from schemas.manifest import Manifest
+from schemas.plan import Plan
 from schemas.tables import GroupRow, ImageRow, ViewRow
 
 FOLDER = Path(__file__).parent / "json"
@@ -20,6 +22,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "soft_labels": ViewRow,
     "compact_soft_labels": GroupRow,
     "comparison": Comparison,
+    "calibration": Calibration,
+    "plan": Plan,
 }
 
 

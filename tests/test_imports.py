@@ -17,7 +17,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
-    ("errors", "types", "ranges", "citation"),
+    ("errors", "types", "ranges", "citation", "memory"),
     (
         "augment",
         "networks",
@@ -36,18 +36,19 @@ RANKS = (
         "claims",
     ),
     ("sources",),
-    ("shards", "store", "voters", "nearness", "compact", "exact", "changelog"),
-    ("codec", "garbage", "jpegs", "plan", "initialise", "terms", "schedule", "label", "committee", "packing"),
+    ("shards", "store", "voters", "nearness", "compact", "exact", "changelog", "anatomy", "extents"),
+    ("codec", "garbage", "rates", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
-    ("artifact", "agreement", "presets", "distill", "comparison"),
-    ("validate", "verify"),
-    ("publish",),
+    ("artifact", "agreement", "presets", "distill", "comparison", "job"),
+    ("validate", "verify", "plan"),
+    ("publish", "footprint", "calibrate"),
+    ("bill",),
 )
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
     "prefect": {str(path) for path in FILES if path.parts[0] == "flows"},
-    "typer": {"flows/cli.py", "flows/cli_store.py", "flows/options.py"},
+    "typer": {"flows/cli.py", "flows/cli_plan.py", "flows/cli_store.py", "flows/options.py"},
     "webdataset": {"dd_tasks/shards.py", "dd_tasks/packing.py"},
     "huggingface_hub": {"dd_tasks/hub.py"},
     "datasets": {"dd_tasks/artifact.py", "dd_tasks/validate.py", "dd_tasks/packing.py"},
