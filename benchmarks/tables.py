@@ -206,7 +206,7 @@ def large() -> str:
     """Markdown: plans of runs on ImageNet beside what is published of these."""
     lines = [
         "",
-        "| plan | image-updates | of them recovery | GPU-hours of recovery, published | image-updates a second, implied "
+        "| plan | image-updates | of them recovery | published GPU-hours of recovery | image-updates a second "
         "| labelled views | exact labels | published | artifact, compact labels | store |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -238,8 +238,8 @@ def plans() -> str:
             rows += [(f"bytes, {kind['kind']}", kind) for kind in plan["kinds"]]
             rows += [("bytes, artifact", plan["artifact_bytes"]), ("bytes, store", plan["store_bytes"])]
             rows += [("bytes of memory, at most", plan["peak_memory_bytes"])]
-            updates = plan["image_updates"]
-            parts.append(f"| image-updates | {updates['least']:,} to {updates['most']:,} | {updates['measured']:,} | |")
+            counts = plan["image_updates"]
+            parts.append(f"| image-updates | {counts['least']:,} to {counts['most']:,} | {counts['measured']:,} | |")
             parts += [
                 f"| {what} | {r['foreseen']:,.0f} | {r['measured']:,.0f} | {r['ratio']:.2f} |" for what, r in rows
             ]

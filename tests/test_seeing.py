@@ -14,9 +14,10 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
 from dd_tasks.verify import Check
+from flows.engines import ENGINE
 from flows.logs import OURS, RunPage, reach_the_page
 from flows.seeing import follow, key_of, show_checks, show_release, shown
-from flows.tasks import ONE_AT_A_TIME, stage
+from flows.tasks import stage
 from schemas.release import Released
 
 log = logging.getLogger("dd_tasks.example")
@@ -76,7 +77,7 @@ def test_progress_is_on_the_page_while_panels_run() -> None:
         if panel:  # the second ends once the page says that the first has
             seen.append(awaited(lambda: (page := kept("panels")).description == "panels: 1 of 2 done" and page).data)
 
-    @flow(task_runner=ONE_AT_A_TIME)
+    @flow(task_runner=ENGINE)
     def run() -> None:
         follow("panels", [recover.submit(panel) for panel in range(2)])
 
@@ -89,7 +90,7 @@ def test_a_panel_that_fails_is_told_and_left_to_the_flow() -> None:
     def recover(panel: int) -> int:
         return 1 // panel
 
-    @flow(task_runner=ONE_AT_A_TIME)
+    @flow(task_runner=ENGINE)
     def run() -> list[bool]:
         begun = [recover.submit(panel) for panel in (0, 1, 1, 1)]
         follow("lots of panels", begun)
@@ -108,7 +109,7 @@ def test_what_the_server_refuses_costs_a_line_and_not_the_run(caplog: pytest.Log
             with get_client(sync_client=True) as client:
                 client.delete_artifact(page.id)
 
-    @flow(task_runner=ONE_AT_A_TIME)
+    @flow(task_runner=ENGINE)
     def run() -> str:
         follow("short", [recover.submit(panel) for panel in range(3)])
         assert shown("a picture", create_markdown_artifact, "text", "Not A Key") is None
@@ -158,7 +159,7 @@ def test_a_line_made_in_a_stage_is_on_its_page_once_and_says_which_stage(fresh: 
     def recover(panel: int) -> None:
         log.debug("step %d of %d", 5, 10)
 
-    @flow(task_runner=ONE_AT_A_TIME)
+    @flow(task_runner=ENGINE)
     def run() -> str:
         for panel in range(2):
             recover(panel)
