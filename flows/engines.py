@@ -56,7 +56,7 @@ class Engine(TaskRunner[PrefectFuture[Any]]):
         super().__exit__(*failure)
 
     def submit(self, task: Any, parameters: dict[str, Any], *waiting: Any, **more: Any) -> PrefectFuture[Any]:
-        settings: Settings = parameters["settings"]
+        settings: Settings = parameters.get("settings", Settings())
         if settings.engine.startswith("ray"):
             return _ray(settings).submit(task, parameters, *waiting, **more)
         away = _away.set(pool_in(settings) is not None)
