@@ -36,6 +36,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"command": "retort run digits --verbose"}, True),
+        ({"claims": [claim.model_copy(update={"seconds": 9}) for claim in draft().claims]}, True),
+        ({"cost": draft().cost.model_copy(update={"machine": "another", "peak_memory_bytes": 1})}, True),
+        ({"claims": draft().claims[:2]}, False),
+        ({"identity": "f" * 64}, False),
+        ({"license": "mit"}, False),
+        ({"versions": {"retort": "9"}}, False),
+    ],
+)
+def test_an_artifact_is_there_already_if_it_says_the_same(
+    changes: dict[str, object], same: bool, tmp_path: Path
+) -> None:
+    manifest = written(tmp_path / "out")
+    found = artifact.standing(tmp_path / "out", draft(**changes), lambda folder: [])
+    assert found == (manifest if same else None)
+    assert artifact.standing(tmp_path / "out", draft(), lambda folder: ["a file is altered"]) is None
+    assert artifact.standing(tmp_path / "none", draft(), lambda folder: []) is None
+
+
 def test_load_dataset_gives_images_back(tmp_path: Path) -> None:
     written(tmp_path / "out")
     images = datasets.load_dataset(str(tmp_path / "out"), split="train")
