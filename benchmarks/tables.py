@@ -206,7 +206,7 @@ def large() -> str:
     """Markdown: plans of runs on ImageNet beside what is published of these."""
     lines = [
         "",
-        "| plan | image-updates | of them recovery | GPU-hours of recovery, published | image-updates a second, implied "
+        "| plan | image-updates | of them recovery | GPU-hours of recovery, published | implied image-updates a second "
         "| labelled views | exact labels | published | artifact, compact labels | store |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -240,7 +240,9 @@ def plans() -> str:
             rows += [("bytes of memory, at most", plan["peak_memory_bytes"])]
             updates = plan["image_updates"]
             parts.append(f"| image-updates | {updates['least']:,} to {updates['most']:,} | {updates['measured']:,} | |")
-            parts += [f"| {what} | {r['foreseen']:,.0f} | {r['measured']:,.0f} | {r['ratio']:.2f} |" for what, r in rows]
+            parts += [
+                f"| {what} | {r['foreseen']:,.0f} | {r['measured']:,.0f} | {r['ratio']:.2f} |" for what, r in rows
+            ]
             parts += ["", f"`{plan['command']}` on {plan['machine']}; of it calibration and run had {shares}.", ""]
     return "\n".join(parts)
 
