@@ -243,7 +243,12 @@ def plans() -> str:
             parts += [
                 f"| {what} | {r['foreseen']:,.0f} | {r['measured']:,.0f} | {r['ratio']:.2f} |" for what, r in rows
             ]
-            parts += ["", f"`{plan['command']}` on {plan['machine']}; of it calibration and run had {shares}.", ""]
+            drift = f"a calibration after the run foresees {plan['again']:.2f} of these seconds"
+            parts += [
+                "",
+                f"`{plan['command']}` on {plan['machine']}; of it calibration and run had {shares}; {drift}.",
+                "",
+            ]
     return "\n".join(parts)
 
 

@@ -15,7 +15,8 @@ from dd_tasks.statistics import GRID, convolutions, watched
 @dataclass(frozen=True)
 class Anatomy:
     """Floating-point operations of one image forwards (a multiplication and an addition are two), bytes of the weights,
-    the layers that are watched and their channels, the convolutions among them and the patches of their inputs."""
+    the layers that are watched and their channels, the convolutions among them and the patches of their inputs, and the
+    features that the last linear layer takes in."""
 
     flops: float
     weight_bytes: int
@@ -23,6 +24,7 @@ class Anatomy:
     channels: int
     convolutions: int
     patches: int
+    features: int
 
 
 @lru_cache(maxsize=64)
@@ -45,4 +47,7 @@ def anatomy(architecture: str, side: int, classes: int) -> Anatomy:
     channels = sum(m.num_features if isinstance(m, nn.BatchNorm2d) else m.in_channels for m in layers)  # type: ignore[misc]
     weight_bytes = sum(tensor.nbytes for tensor in net.state_dict().values())
     flops = float(counter.get_total_flops())
-    return Anatomy(flops, weight_bytes, len(layers), channels, len(convolutions(net)), sum(patches))
+    linear = [m.in_features for m in net.modules() if isinstance(m, nn.Linear)]
+    return Anatomy(
+        flops, weight_bytes, len(layers), channels, len(convolutions(net)), sum(patches), linear[-1] if linear else 0
+    )

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dd_tasks import codec, committee, nearness, packing, presets, shards, students
+from dd_tasks.clusters import nearest_to_centres
 from dd_tasks.committee import WORTH_COMPILING, Observer, ObserverRecipe, seeded
 from dd_tasks.compact import GROUP
 from dd_tasks.distill import distill
@@ -25,7 +26,7 @@ from dd_tasks.feeds import Batch, InMemory
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.memory import peak_memory
 from dd_tasks.networks import SMALL_SIDE, Shape, build
-from dd_tasks.plan import AT_ONCE, terms_of
+from dd_tasks.plan import AT_ONCE, TRIES, terms_of
 from dd_tasks.rates import operations
 from dd_tasks.recipe import Recipe, alone
 from dd_tasks.shards import Quarantine
@@ -39,6 +40,7 @@ T = TypeVar("T")
 WARM = 3  # first repeats of a loop, which also compile and fill caches
 STRETCHES, LEAST = 20, 5  # of a loop, each timed by itself: as many as its seconds ask for, and at least
 FOREVER = 10**6  # epochs: the stopwatch ends them
+CLUSTERED = (100, 3, 100), (500, 10, 500)  # images, centres, features
 LARGER = 1.9  # the side of stored photographs, above small ones, in sides at which a run works
 
 
@@ -137,7 +139,7 @@ def measured(bench: Bench) -> Iterator[Rate]:
     recipes = [alone(presets.preset(name, side=trial.side)) for name in trial.presets]
     members = committee.named(trial.committee)
     yield from reading(bench)
-    yield from (nearest(bench), encoding(bench))
+    yield from (nearest(bench), encoding(bench), *clustering(bench))
     for member in dict.fromkeys(members):
         observer = frozen(bench, member.architecture)
         yield from recovering(bench, observer, recipes)
@@ -311,6 +313,22 @@ def nearest(bench: Bench) -> Rate:
         return nearness.nearest(images.images_NCHW, real, device=bench.device, track=watch)
 
     return bench.rate("compare", n * rows, loop, n)
+
+
+def clustering(bench: Bench) -> Iterator[Rate]:
+    """k-means of few and of many images."""
+    for images, centres, features in CLUSTERED:
+        rng = torch.Generator().manual_seed(images)
+        embedding_NE = torch.randn(images, features, generator=rng).relu().numpy()
+
+        def loop(watch: Stopwatch, embedding_NE: Any = embedding_NE, centres: int = centres) -> object:
+            return [
+                nearest_to_centres(embedding_NE, centres, seed, tries=TRIES)
+                for seed in watch(range(FOREVER), "cluster")
+            ]
+
+        values = images * centres * features
+        yield bench.rate("cluster", TRIES * values, loop, values)
 
 
 def encoding(bench: Bench) -> Rate:

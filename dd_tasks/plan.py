@@ -10,11 +10,12 @@ from itertools import chain, takewhile
 from math import ceil, e, log2, pi, sqrt
 from typing import Any
 
+from dd_tasks.anatomy import anatomy
 from dd_tasks.claims import ORDINARY_UPDATES
 from dd_tasks.committee import WORTH_COMPILING, Imported, Member, ObserverRecipe
 from dd_tasks.compact import COARSEST, FEWEST, GROUP
 from dd_tasks.guides import Guides, courses
-from dd_tasks.initialise import Collage
+from dd_tasks.initialise import Collage, Representatives
 from dd_tasks.job import Job
 from dd_tasks.label import Labeller, Relabel
 from dd_tasks.learners import Learner, Learners
@@ -30,6 +31,7 @@ ROW_BYTES = 20  # of a compact row but its codes and classes, compressed: crop, 
 FILE_BYTES = 6700  # of a Parquet file of views without any: the schema and index of its columns
 WORDS, WORD_BYTES = 6000, 0.75  # logits of a row group that a dictionary holds beside them, and what each takes
 AT_ONCE = 500  # images before a network that does not learn
+TRIES = 5  # of k-means to begin with, the best of which counts
 
 
 def exact_label_bytes(images: int, classes: int, epochs: int) -> int:
@@ -170,6 +172,21 @@ def choose(job: Job, stage: str) -> Iterator[Work]:
             f"{wanted} candidates * {job.data.classes} classes * {windows}", operation="score",
             architecture=architecture, batch=AT_ONCE,
         )  # fmt: skip
+    if isinstance(begin, Representatives):
+        yield _clustered(
+            job, stage, (wanted, begin.least(job.ipc)), [name for name, _ in judges], TRIES * job.data.classes
+        )
+
+
+def _clustered(job: Job, stage: str, sizes: tuple[int, int], architectures: Sequence[str], tries: int) -> Work:
+    """k-means of (images, centres) by what these networks' last layers take in, so many times in all."""
+    features = sum(anatomy(name, job.data.side, job.data.classes).features for name in architectures)
+    (images, centres), values = sizes, sizes[0] * sizes[1] * features
+    return job.line(
+        stage, "k-means", tries * values, "values",
+        f"{tries} tries * {images} images * {centres} centres * {features} features", operation="cluster",
+        batch=max(1, values),
+    )  # fmt: skip
 
 
 def _seats(voters: Voters, members: Sequence[Member], steps: int) -> list[tuple[str, list[int]]]:
@@ -251,6 +268,8 @@ def _learnt(job: Job, stage: str, voters: Learners) -> Iterator[Work]:
             stage, "look for representatives", clustered * job.data.classes * among, "images",
             f"{clustered} times * {job.data.classes} classes * {among}", operation="score", batch=AT_ONCE, **shared,
         )  # fmt: skip
+        sizes = among, min(voters.batch, among)
+        yield _clustered(job, stage, sizes, [voters.architecture], clustered * job.data.classes)
 
 
 def _compared(job: Job, stage: str, voters: Guides) -> Iterator[Work]:

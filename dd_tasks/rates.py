@@ -15,10 +15,10 @@ from schemas.plan import Work
 
 
 def operations(operation: Operation, architecture: str | None, side: int, classes: int) -> float:
-    """Of one image forwards; where there is no network, its pixel values, and of labels one logit."""
+    """Of one image forwards; where there is no network, its pixel values; one of a logit, or of k-means."""
     if architecture is not None:
         return anatomy(architecture, side, classes).flops
-    return 1.0 if operation == "encode" else 3.0 * side**2
+    return 1.0 if operation in ("encode", "cluster") else 3.0 * side**2
 
 
 def timed(line: Work, calibration: Calibration, classes: int) -> Work:

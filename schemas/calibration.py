@@ -7,7 +7,8 @@ from pydantic import Field
 from schemas.manifest import Frozen
 
 Operation = Literal[
-    "recover", "label", "student", "observer", "statistics", "patches", "score", "compare", "encode", "read", "decode"
+    "recover", "label", "student", "observer", "statistics", "patches", "score", "cluster", "compare", "encode", "read",
+    "decode",
 ]  # fmt: skip
 
 
@@ -16,8 +17,8 @@ class Rate(Frozen):
 
     operation: Operation = Field(
         description="recover: image-updates; label: labelled views; student: its image-updates; observer: training "
-        "images; statistics, patches, score: images; compare: pairs of images; encode: logits of compact labels; read, "
-        "decode: images of a shard"
+        "images; statistics, patches, score: images; cluster: tries * images * centres * features, batch: those of one "
+        "try; compare: pairs of images; encode: logits of compact labels; read, decode: images of a shard"
     )
     architecture: str | None = Field(default=None, description="of the network; null where there is none")
     terms: str | None = Field(default=None, description="of recover: what the observer judges by")

@@ -5,7 +5,7 @@ import torch
 
 from dd_tasks.anatomy import anatomy
 from dd_tasks.errors import InputError
-from dd_tasks.networks import Shape, build
+from dd_tasks.networks import Shape, build, with_features
 from dd_tasks.statistics import measure
 
 NETWORKS = [("convnet3_bn_w32", 16, 5), ("thin_resnet6_w16", 16, 10), ("thin_vgg_w16", 32, 10), ("resnet18", 32, 7)]
@@ -16,6 +16,7 @@ def test_bytes_channels_and_patches_are_those_of_the_real_network(architecture: 
     net = build(architecture, Shape(classes, side)).eval()
     real = [(torch.rand(4, 3, side, side), torch.arange(4) % classes)]
     found = anatomy(architecture, side, classes)
+    assert found.features == with_features(net, real[0][0])[1].shape[1]
     assert found.weight_bytes == sum(tensor.nbytes for tensor in net.state_dict().values())
     assert found.channels == sum(len(layer.mean_C) for layer in measure(net, real, classes)[0])
     assert found.patches == sum(len(layer.mean_C) for layer in measure(net, real, classes, patches=True)[0])

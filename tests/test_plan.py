@@ -9,6 +9,7 @@ from sample import SIDE, K, N, grouped_views
 from tiny import canvas, studio
 
 from dd_tasks import compact, plan
+from dd_tasks.anatomy import anatomy
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
 from dd_tasks.extents import KNOWN, known
@@ -132,6 +133,14 @@ def test_images_that_do_not_fit_into_memory_are_read_anew_every_epoch() -> None:
 def test_candidates_are_no_more_than_a_class_has() -> None:
     line = next(iter(plan.choose(job("retort"), "choose")))
     assert line.amount == 3 * int(0.8 * 0.9 * 90) and "64 candidates * 3 classes" in line.formula
+
+
+def test_representatives_are_clustered_by_the_features_of_all_observers() -> None:
+    found = job("retort")
+    line = next(line for line in plan.choose(found, "choose") if line.operation == "cluster")
+    features = sum(anatomy(member.architecture, 16, 3).features for member in found.observers)
+    assert line.batch == 64 * 2 * features and line.amount == 5 * 3 * line.batch
+    assert not [line for line in plan.choose(job("cv_dd"), "choose") if line.operation == "cluster"]
 
 
 def test_long_numbers_in_formulas_have_commas() -> None:
