@@ -10,6 +10,7 @@ from flows.assemble import Results, assemble, resolve
 from flows.committee import measure_priors, train_committee
 from flows.guides import train_guides
 from flows.recover import recover
+from flows.release import expect_publishable, release_dataset
 from flows.settings import Settings
 from flows.students import Sets, label_sets, train_students
 from flows.tasks import (
@@ -21,14 +22,20 @@ from flows.tasks import (
 )
 from flows.workspace import panels_of, seed_of
 from schemas.manifest import Manifest
+from schemas.release import ReleaseSpec
 from schemas.spec import RunSpec
 
 HERE = Settings()
 
 
 @flow(name="distill-dataset", task_runner=ONE_AT_A_TIME)
-def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "") -> Manifest:
-    """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
+def distill_dataset(
+    spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "", release: ReleaseSpec | None = None
+) -> Manifest:
+    """Distil the shards of `spec` into the artifact `out`, and publish it where a `release` is given; what the store
+    holds is not made again, and what is published already is not published again."""
+    expect_publishable(release)
+
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.
     data = index_shards(spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc)
     run = resolve(spec, data.side, data.shape.classes)
@@ -65,4 +72,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
 
     # Assemble, validate, and only then put in place.
     results = Results(seats, pools, first, finished, canvas, near, labels["augmented"], measured)
-    return assemble(run, data, results, out, settings, command)
+    manifest = assemble(run, data, results, out, settings, command)
+    if release is not None:
+        release_dataset(out, release)
+    return manifest

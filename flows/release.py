@@ -22,6 +22,13 @@ def release_dataset(folder: Path, spec: ReleaseSpec) -> Released:
     return publish.publish(folder, spec, token_of(spec), _as_task)
 
 
+def expect_publishable(spec: ReleaseSpec | None) -> None:
+    """InputError, before any work, for a release that is not possible, or not without a token."""
+    if spec is not None:
+        publish.check(spec)
+        token_of(spec)
+
+
 def _as_task(name: str, make: Callable[[], T], /) -> T:
     """Each step is a task without parameters."""
     return stage(name)(make)()
