@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_serve import serve
 from flows.options import (
     BytesRow,
     CodecName,
@@ -50,6 +51,7 @@ guides_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stud
 app.add_typer(shards_app, name="shards")
 app.add_typer(committee_app, name="committee")
 app.add_typer(guides_app, name="guides")
+app.command()(serve)
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
 

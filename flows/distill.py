@@ -33,7 +33,13 @@ def distill_dataset(
     spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "", release: ReleaseSpec | None = None
 ) -> Manifest:
     """Distil the shards of `spec` into the artifact `out`, and publish it where a `release` is given; what the store
-    holds is not made again, and what is published already is not published again."""
+    holds is not made again, and what is published already is not published again.
+
+    Args:
+        out: folder of the artifact, on the machine that runs
+        command: what the card says makes it again
+        release: where to publish the artifact
+    """
     expect_publishable(release)
 
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.

@@ -18,7 +18,11 @@ VARIABLE = "HF_TOKEN"
 
 @flow(name="release-dataset")
 def release_dataset(folder: Path, spec: ReleaseSpec) -> Released:
-    """Publish the artifact `folder`. The token is no parameter, since Prefect keeps those: it is read here."""
+    """Publish the artifact `folder`. The token is no parameter, since Prefect keeps those: it is read here.
+
+    Args:
+        folder: folder of the artifact, on the machine that runs
+    """
     return publish.publish(folder, spec, token_of(spec), _as_task)
 
 

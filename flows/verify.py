@@ -19,13 +19,13 @@ from dd_tasks.students import StudentRecipe
 from dd_tasks.validate import validate
 from dd_tasks.verify import Check, Scope, Split
 from flows import console
-from flows.settings import Settings
+from flows.settings import VERIFY_STORE, Settings
 from flows.tasks import ONE_AT_A_TIME, stage
 from flows.workspace import Made, device_of, facts_of, kept
 from schemas.manifest import Claim, Manifest
 
 EVERYTHING = Scope()
-HERE = Settings(store="runs/verify-store")
+HERE = Settings(store=VERIFY_STORE)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ def verify_dataset(
     target: str, scope: Scope = EVERYTHING, settings: Settings = HERE, strict: bool = False
 ) -> tuple[Check, ...]:
     """Everything that was asked of the artifact, claim by claim, and what came of it. NotAsPromised for a check that
-    failed, if `strict`: so that a scheduled run fails."""
+    failed, if `strict`: so that a scheduled run fails.
+
+    Args:
+        target: folder of an artifact, or ORG/NAME[@REVISION] on the Hub
+        strict: fail where a check does
+    """
     checks = checked(target, scope, settings)
     if strict and verify.failed(checks):
         raise verify.NotAsPromised(target, checks)

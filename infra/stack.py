@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -38,6 +38,7 @@ PREFECT = [sys.executable, "-m", "prefect"]
 PATIENCE = 120  # seconds that a server may take to answer
 GRACE = 20  # seconds that it may take to stop
 SOON = 5  # seconds: a minute that begins earlier is over before its schedule is known
+FIRST = "EXPECTED_START_TIME_ASC"
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -86,7 +87,7 @@ class Stack:
 
 @contextmanager
 def process(name: str, command: list[str], stack: Stack, stop: int = signal.SIGTERM) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, which is stopped in the end with all that it started. Logs to FOLDER/NAME.log."""
+    """A process in a group of its own, which is stopped in the end with all that it started; FOLDER/NAME.log."""
     with (stack.folder / f"{name}.log").open("ab") as log:
         started = subprocess.Popen(
             command, env=stack.environment, cwd=stack.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -100,10 +101,8 @@ def process(name: str, command: list[str], stack: Stack, stop: int = signal.SIGT
             started.wait(GRACE)
         except subprocess.TimeoutExpired:
             print(f"{name} does not stop; killed", file=sys.stderr)
-        try:
+        with suppress(ProcessLookupError):  # nothing of it is left
             os.killpg(started.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # nothing of it is left
         started.wait()
 
 
@@ -232,20 +231,29 @@ def worker(stack: Stack) -> Iterator[None]:
 # ---- deployments
 
 
-def deploy(stack: Stack, spec: Path | None, publish: str) -> None:
-    """Those of infra/prefect.yaml, and one named for the specification."""
+def deploy(stack: Stack, name: str, spec: dict[str, Any] | None, publish: str) -> None:
+    """Those of infra/prefect.yaml, and one of the name for the specification."""
     described = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text(encoding="utf-8"))
     if spec is not None:
         first = described["deployments"][0]
-        parameters = {
-            "spec": yaml.safe_load(spec.read_text(encoding="utf-8")), "out": f"{spec.stem}/dataset",
-            "release": {"target": publish}, "settings": {"store": stack.client["RETORT_STORE"]},
-        }  # fmt: skip
-        described["deployments"].append({**first, "name": spec.stem, "parameters": parameters})
+        release = {"target": publish or f"file://{stack.folder}/published"}
+        parameters = {"spec": spec, "out": f"{name}/dataset", "release": release, **first["parameters"]}
+        described["deployments"].append({**first, "name": name, "parameters": parameters})
     (stack.folder / "work").mkdir(exist_ok=True)
     file = stack.folder / "prefect.yaml"
     file.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
     run([*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", str(file)], stack)
+
+
+def read_spec(file: Path) -> dict[str, Any]:
+    """The specification; its shards are those of the folder in which the stack is started."""
+    try:
+        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StackError(f"cannot read {file}: {error.strerror}") from None
+    for key in ("shards", "test"):
+        spec[key] = [p if "://" in p else str(Path.cwd() / p) for p in spec.get(key, [])]
+    return dict(spec)
 
 
 def schedule(stack: Stack, name: str) -> str:
@@ -259,11 +267,27 @@ def schedule(stack: Stack, name: str) -> str:
 
 
 def wait_for_run(stack: Stack, deployment: str) -> dict[str, Any]:
-    """The run that the schedule began, once it has ended."""
-    wanted = {"deployments": {"id": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": ENDS}}}}
-    while not (found := ask(stack, "/flow_runs/filter", wanted)):
+    """The run that the schedule began, once it has ended. StackError where none has begun when it should have."""
+    latest = time.monotonic() + 60 + SOON + PATIENCE
+    while True:
+        found = ask(stack, "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}, "sort": FIRST})
+        if found and found[0]["state"]["type"] in ENDS:
+            return dict(found[0])
+        if time.monotonic() > latest and not (found and found[0]["start_time"]):
+            raise StackError(f"the schedule began no run; {stack.folder}/prefect.log and worker.log may say why")
         time.sleep(1)
-    return dict(found[0])
+
+
+def picture(stack: Stack, ended: dict[str, Any], folder: Path) -> None:
+    """What the UI shows of a run, and the form that starts another."""
+    ui, form = stack.api.removesuffix("/api"), f"/deployments/deployment/{ended['deployment_id']}/run"
+    for name, path, height, texts in (
+        ("run", f"/runs/flow-run/{ended['id']}", 1000, (ended["name"], ended["state"]["name"], "auto-scheduled")),
+        ("form", form, 2600, ("images per class", "globs, brace patterns or URLs")),
+    ):
+        options = ["--height", str(height), *(part for text in texts for part in ("--expect", text))]
+        script = str(ROOT / "infra" / "screenshot.py")
+        run([sys.executable, script, f"{ui}{path}", str(folder / f"{name}.png"), *options], stack)
 
 
 # ---- the command
@@ -276,7 +300,10 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}-port", type=int, default=0, help="default: one that is free")
     parser.add_argument("--spec", type=Path, help="SPEC.yaml to deploy, and to run at the next full minute")
     parser.add_argument("--publish", default="", help="ORG/NAME, or file:///FOLDER (default: FOLDER/published)")
-    parser.add_argument("--until-done", action="store_true", help="stop when that run has ended; exit code 1 if it fails")
+    parser.add_argument(
+        "--until-done", action="store_true", help="stop when that run has ended; exit code 1 if it failed"
+    )
+    parser.add_argument("--pictures", type=Path, help="folder for what a browser shows of it, with --until-done")
     return parser.parse_args()
 
 
@@ -307,20 +334,22 @@ def show(stack: Stack) -> None:
 def main() -> int:
     """0, or 1 where the run that was waited for did not complete."""
     given = arguments()
-    spec = given.spec and given.spec.resolve()
+    spec = read_spec(given.spec) if given.spec else None
+    name = given.spec.stem if given.spec else ""
     stack = opened(given)
-    publish = given.publish or f"file://{stack.folder}/published"
     with ExitStack() as started:
         started.callback(print, "everything has stopped")
         for server in (postgres, store, prefect_server, worker):
             started.enter_context(server(stack))
-        deploy(stack, spec, publish)
+        deploy(stack, name, spec, given.publish)
         show(stack)
-        deployment = schedule(stack, spec.stem) if spec else None
+        deployment = schedule(stack, name) if name else ""
         if not (given.until_done and deployment):
             signal.pause()
-        ended = wait_for_run(stack, str(deployment))
-        print(f"{ended['name']}: {ended['state']['name']}; {stack.api.removesuffix('/api')}/runs/flow-run/{ended['id']}")
+        ended = wait_for_run(stack, deployment)
+        print(f"{ended['name']}: {ended['state']['name']}, begun by a {ended['created_by']['type']}", flush=True)
+        if given.pictures:
+            picture(stack, ended, given.pictures.resolve())
         return int(ended["state"]["type"] != "COMPLETED")
 
 
@@ -329,7 +358,8 @@ def interrupted(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupted)
+    for stop in (signal.SIGTERM, signal.SIGINT):  # one that a shell ignores in the background, as do all it starts
+        signal.signal(stop, interrupted)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
