@@ -61,6 +61,12 @@ def _deployment(
     return made
 
 
+def when(deployment: "RunnerDeployment") -> str:
+    """Its cron schedule, or that it waits to be asked."""
+    crons = [each.schedule.cron for each in deployment.schedules or [] if isinstance(each.schedule, CronSchedule)]
+    return ", ".join(crons) or "on demand"
+
+
 def expect_cron(cron: str, option: str) -> str:
     """The schedule. InputError for what is none."""
     try:

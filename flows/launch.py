@@ -207,7 +207,7 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
     from flows import deploy
     from flows.release import expect_publishable
 
-    expect_publishable(distilling and distilling.release)
+    expect_publishable(distilling.release if distilling else None)
     deployments = deploy.on_demand(settings)
     if distilling is not None:
         deployments.append(deploy.distilling(distilling, settings))
@@ -215,8 +215,7 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
         deployments.append(deploy.verifying(verifying, settings))
     print(f"{deploy.expect_server()} asks this machine, until Ctrl-C, for")
     for each in deployments:
-        cron = each.schedules[0].schedule.cron if each.schedules else "on demand"
-        print(f"- {each.flow_name}/{each.name}: {cron}", flush=True)
+        print(f"- {each.flow_name}/{each.name}: {deploy.when(each)}", flush=True)
     deploy.serve(deployments)
 
 

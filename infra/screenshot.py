@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SECONDS = 15  # of the page's clock, which stands still while it waits for answers
+SECONDS = 30  # of the page's clock, which stands still while it waits for answers
 PATIENCE = 240  # seconds of ours
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")
 
@@ -23,7 +23,13 @@ def browse(url: str, picture: Path, height: int) -> str:
     browser = chromium()
     assert browser, "Chromium is missing"
     with tempfile.TemporaryDirectory() as profile:
-        start = [browser, "--headless", "--no-first-run", *(f"--disable-{what}" for what in QUIET)]
+        start = [
+            browser,
+            "--headless",
+            "--no-first-run",
+            "--run-all-compositor-stages-before-draw",
+            *(f"--disable-{what}" for what in QUIET),
+        ]
         if not os.geteuid():
             start.append("--no-sandbox")  # Chromium's sandbox is not for root
         where = [

@@ -232,8 +232,13 @@ def worker(stack: Stack) -> Iterator[None]:
 
 
 def deploy(stack: Stack, name: str, spec: dict[str, Any] | None, publish: str) -> None:
-    """Those of infra/prefect.yaml, and one of the name for the specification."""
+    """Those of infra/prefect.yaml, with schedules that the UI can switch on, and one of the name for the specification.
+
+    RETORT_SHARDS and RETORT_DATASET of the environment count as they do for `prefect deploy`.
+    """
     described = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text(encoding="utf-8"))
+    for each in described["deployments"]:
+        each["schedules"] = [{**schedule, "active": False} for schedule in each.get("schedules", [])]
     if spec is not None:
         first = described["deployments"][0]
         release = {"target": publish or f"file://{stack.folder}/published"}
@@ -242,7 +247,9 @@ def deploy(stack: Stack, name: str, spec: dict[str, Any] | None, publish: str) -
     (stack.folder / "work").mkdir(exist_ok=True)
     file = stack.folder / "prefect.yaml"
     file.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-    run([*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", str(file)], stack)
+    command = [*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    places = {"RETORT_SHARDS": f"s3://{BUCKET}/shards/*.tar", "RETORT_DATASET": publish or "ORG/NAME"}
+    run(command, stack, **{key: os.environ.get(key, value) for key, value in places.items()})
 
 
 def read_spec(file: Path) -> dict[str, Any]:
