@@ -5,7 +5,10 @@ BIN := .venv/bin
 QUICK := runs/quickstart
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: setup quickstart test check format bench clean
+# `make stack PUBLISH=ORG/NAME` publishes to the Hub, with HF_TOKEN; else to runs/stack/published.
+PUBLISH ?=
+
+.PHONY: setup quickstart stack test check format bench clean
 
 setup: .venv/.synced
 
@@ -22,6 +25,9 @@ quickstart: setup $(QUICK)/shards/test/index.json
 
 $(QUICK)/shards/test/index.json: | setup
 	$(BIN)/retort shards pack digits --split train --split test --out $(QUICK)/shards --overwrite
+
+stack: setup $(QUICK)/shards/test/index.json
+	$(BIN)/python infra/stack.py --spec infra/quickstart.yaml --publish '$(PUBLISH)'
 
 test: setup
 	$(BIN)/pytest --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85

@@ -232,6 +232,13 @@ def failed(checks: Sequence[Check]) -> bool:
     return any(check.outcome == "failed" for check in checks)
 
 
+class NotAsPromised(Exception):
+    """An artifact is not what it says: the checks that failed, in one line."""
+
+    def __init__(self, target: str, checks: Sequence[Check]) -> None:
+        super().__init__(f"{target}: " + "; ".join(f"{c.name}: {c.message}" for c in checks if c.outcome == "failed"))
+
+
 def junit(suite: str, checks: Sequence[Check]) -> bytes:
     """The checks as JUnit XML: one test suite, one test case a check."""
     counts = {outcome: sum(check.outcome == outcome for check in checks) for outcome in ("failed", "skipped")}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows import cli_plan
+from flows.cli_serve import serve
 from flows.cli_store import store_app
 from flows.options import (
     BytesRow,
@@ -61,6 +62,7 @@ app.add_typer(guides_app, name="guides")
 app.add_typer(store_app, name="store")
 app.command()(cli_plan.plan)
 app.command()(cli_plan.calibrate)
+app.command()(serve)
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistake in the arguments
 

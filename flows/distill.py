@@ -11,6 +11,7 @@ from flows.committee import measure_priors, train_committee
 from flows.engines import ENGINE
 from flows.guides import train_guides
 from flows.recover import recover
+from flows.release import expect_publishable, release_dataset
 from flows.seeing import show_run, unlinked
 from flows.settings import Settings
 from flows.students import Sets, label_sets, train_students
@@ -23,6 +24,7 @@ from flows.tasks import (
 from flows.walk import asking
 from flows.workspace import begun_of, panels_of, seed_of
 from schemas.manifest import Manifest
+from schemas.release import ReleaseSpec
 from schemas.spec import RunSpec
 
 HERE = Settings()
@@ -30,8 +32,19 @@ HERE = Settings()
 
 @flow(name="distill-dataset", task_runner=ENGINE)
 @asking
-def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "") -> Manifest:
-    """Distil the shards of `spec` into the artifact `out`; what the store holds of it is not made again."""
+def distill_dataset(
+    spec: RunSpec, out: Path, settings: Settings = HERE, command: str = "", release: ReleaseSpec | None = None
+) -> Manifest:
+    """Distil the shards of `spec` into the artifact `out`, and publish it where a `release` is given; what the store
+    holds is not made again, and what is published already is not published again.
+
+    Args:
+        out: folder of the artifact, on the machine that runs
+        command: what the card says makes it again
+        release: where to publish the artifact
+    """
+    expect_publishable(release)
+
     # The real data is indexed, and a part of it kept from the observers for every choice made on the way.
     data = index_shards(
         spec.shards, spec.test, spec.side, spec.held_out, spec.tolerate, spec.ipc, spec.classes, spec.normalise
@@ -74,4 +87,7 @@ def distill_dataset(spec: RunSpec, out: Path, settings: Settings = HERE, command
     results = Results(
         seats, pools, first, finished, canvas, near, labels["augmented"], measured, (candidates, *lots, *random)
     )
-    return show_run(assemble(run, data, results, out, settings, command), out)
+    manifest = show_run(assemble(run, data, results, out, settings, command), out)
+    if release is not None:
+        release_dataset(out, release)
+    return manifest

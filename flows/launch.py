@@ -21,7 +21,7 @@ from dd_tasks.recipe import Recipe, plain, voters_in
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from dd_tasks.verify import Scope, failed, junit
-from flows.settings import Settings
+from flows.settings import Distilling, Settings, Verifying
 from schemas.comparison import Comparison
 from schemas.manifest import Manifest
 from schemas.release import Released, ReleaseSpec
@@ -213,6 +213,27 @@ def write_report(path: Path, out: Path) -> None:
 def _write(page: Path, content: bytes) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_bytes(content)
+
+
+def serve(distilling: Distilling | None, verifying: Verifying | None, settings: Settings) -> None:
+    """Serve the flows on demand, and by schedule those that are given, until Ctrl-C."""
+    if distilling is not None:
+        artifact.check_out(distilling.out)
+        check_places(distilling.spec.shards + distilling.spec.test, settings)
+        check_recipe(distilling.spec)
+    from flows import deploy
+    from flows.release import expect_publishable
+
+    expect_publishable(distilling.release if distilling else None)
+    deployments = deploy.on_demand(settings)
+    if distilling is not None:
+        deployments.append(deploy.distilling(distilling, settings))
+    if verifying is not None:
+        deployments.append(deploy.verifying(verifying, settings))
+    print(f"{deploy.expect_server()} asks this machine, until Ctrl-C, for")
+    for each in deployments:
+        print(f"- {each.flow_name}/{each.name}: {deploy.when(each)}", flush=True)
+    deploy.serve(deployments)
 
 
 def publish(folder: Path, spec: ReleaseSpec) -> None:

@@ -19,8 +19,19 @@ VARIABLE = "HF_TOKEN"
 
 @flow(name="release-dataset")
 def release_dataset(folder: Path, spec: ReleaseSpec) -> Released:
-    """Publish the artifact `folder`. The token is no parameter, since Prefect keeps those: it is read here."""
+    """Publish the artifact `folder`. The token is no parameter, since Prefect keeps those: it is read here.
+
+    Args:
+        folder: folder of the artifact, on the machine that runs
+    """
     return show_release(publish.publish(folder, spec, token_of(spec), _as_task))
+
+
+def expect_publishable(spec: ReleaseSpec | None) -> None:
+    """InputError, before any work, for a release that is not possible, or not without a token."""
+    if spec is not None:
+        publish.check(spec)
+        token_of(spec)
 
 
 def _as_task(name: str, make: Callable[[], T], /) -> T:

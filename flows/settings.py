@@ -1,9 +1,16 @@
-"""Where things live and where they run; never what is computed."""
+"""Where things live, and where and when they run; never what is computed."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.release import ReleaseSpec
+from schemas.spec import RunSpec, in_order
+
+VERIFY_STORE = "runs/verify-store"  # scores of verifications; never those that a run left
+WEEKLY, NIGHTLY = "0 3 * * 0", "0 2 * * *"  # cron schedules of deployments, in UTC
 Part = Literal["observers", "panels", "labels", "students"]  # of whose stages many may run side by side
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -22,7 +29,7 @@ class Request(BaseModel):
 class Settings(BaseModel):
     """Store, device and engine of a run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=in_order)
 
     store: str = Field(default="runs/store", description="folder or URL (s3://...) of finished results")
     device: str = Field(default="auto", description="cpu, cuda, cuda:N or auto")
@@ -39,3 +46,21 @@ class Settings(BaseModel):
         default=None, ge=1, description="of a stage on the processor; default: local all cores, elsewhere one"
     )
     requests: tuple[Request, ...] = Field(default=(), description="of parts that need other than the usual resources")
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """A scheduled distillation: what, into which folder, where it is published, and a cron schedule in UTC."""
+
+    spec: RunSpec
+    out: Path
+    release: ReleaseSpec | None = None
+    cron: str = WEEKLY
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """A scheduled verification: of what, and a cron schedule in UTC."""
+
+    target: str
+    cron: str = NIGHTLY

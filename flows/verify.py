@@ -21,13 +21,13 @@ from dd_tasks.verify import Check, Scope, Split
 from flows import console
 from flows.engines import ENGINE
 from flows.seeing import show_checks
-from flows.settings import Settings
+from flows.settings import VERIFY_STORE, Settings
 from flows.tasks import stage
 from flows.workspace import Made, device_of, facts_of, kept
 from schemas.manifest import Claim, Manifest
 
 EVERYTHING = Scope()
-HERE = Settings(store="runs/verify-store")
+HERE = Settings(store=VERIFY_STORE)
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,23 @@ def locate(target: str) -> Path:
 
 
 @flow(name="verify-dataset", task_runner=ENGINE)
-def verify_dataset(target: str, scope: Scope = EVERYTHING, settings: Settings = HERE) -> tuple[Check, ...]:
-    """Everything that was asked of the artifact, claim by claim, and what came of it."""
-    return show_checks(target, _checked(target, scope, settings))
+def verify_dataset(
+    target: str, scope: Scope = EVERYTHING, settings: Settings = HERE, strict: bool = False
+) -> tuple[Check, ...]:
+    """Everything that was asked of the artifact, claim by claim, and what came of it. NotAsPromised for a check that
+    failed, if `strict`: so that a scheduled run fails.
+
+    Args:
+        target: folder of an artifact, or ORG/NAME[@REVISION] on the Hub
+        strict: fail where a check does
+    """
+    checks = show_checks(target, checked(target, scope, settings))
+    if strict and verify.failed(checks):
+        raise verify.NotAsPromised(target, checks)
+    return checks
 
 
-def _checked(target: str, scope: Scope, settings: Settings) -> tuple[Check, ...]:
+def checked(target: str, scope: Scope, settings: Settings) -> tuple[Check, ...]:
     folder = locate(target)
 
     # Nothing is trained on what is not sound, or on what a stranger cannot open.

@@ -1,12 +1,15 @@
 """A release: what is asked of it, and what came of it. No token is in either."""
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from schemas.manifest import Frozen
+from schemas.spec import in_order
 
 
 class ReleaseSpec(Frozen):
     """The parameters of the flow, but for the artifact itself."""
+
+    model_config = ConfigDict(json_schema_extra=in_order)
 
     target: str = Field(description="ORG/NAME on the Hub, or file:///FOLDER")
     private: bool = Field(default=False, description="whether a new repository is private")

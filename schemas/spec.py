@@ -1,6 +1,6 @@
 """A run's specification: the parameters of the flow, and the keys of a SPEC.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,10 +9,16 @@ from schemas.hub import DatasetName, License
 Normalise = Literal["data", "imagenet"]
 
 
+def in_order(schema: dict[str, Any]) -> None:
+    """Number the properties, as Prefect's forms sort them by `position` and its database does not keep their order."""
+    for position, each in enumerate(schema["properties"].values()):
+        each["position"] = position
+
+
 class RunSpec(BaseModel):
     """Everything that decides what a run computes. Where things live is in `flows.settings`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=in_order)
 
     preset: str = Field(description="a method by name (`retort presets` lists them), or MODULE:FUNCTION")
     shards: tuple[str, ...] = Field(min_length=1, description="globs, brace patterns or URLs of WebDataset shards")
@@ -28,7 +34,7 @@ class RunSpec(BaseModel):
     committee: str = Field(default="small", description="a committee by name")
     students: tuple[str, ...] = Field(default=("convnet3",), min_length=1, description="architectures that are scored")
     seeds: int = Field(default=3, ge=1, description="students a row, and draws of random images")
-    student_epochs: int = Field(default=300, ge=1)
+    student_epochs: int = Field(default=300, ge=1, description="of every student; the last one is scored")
     student_batch: int | None = Field(
         default=None, ge=2, description="views a batch; default: a tenth of the images, 10 to 100"
     )
@@ -48,7 +54,7 @@ class RunSpec(BaseModel):
     bytes_row: bool = Field(
         default=True, description="also score random real JPEG images of as many bytes as images and labels have"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="that all others are drawn from")
     panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share kept from the observers")
     flip: bool = Field(default=True, description="whether a mirror image is of the same class; off for digits, letters")
