@@ -30,7 +30,7 @@ stack: setup $(QUICK)/shards/test/index.json
 	$(BIN)/python infra/stack.py --spec infra/quickstart.yaml --publish '$(PUBLISH)'
 
 test: setup
-	$(BIN)/pytest --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -55,16 +55,14 @@ def test_ray_makes_the_same_with_any_number_of_workers(
 
 
 def workers_in(stage: str) -> list[int]:
-    """Processes of Ray that are in a stage."""
-    found = []
+    """Processes of this test's Ray that are in a stage."""
+    ours, found = f"PREFECT_HOME={os.environ['PREFECT_HOME']}".encode(), []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
-            try:
-                title = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(f"ray::{stage}".encode()):
-                found.append(int(process.name))
+            with suppress(OSError):
+                title, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+                if title.startswith(f"ray::{stage}".encode()) and ours in environment.split(b"\0"):
+                    found.append(int(process.name))
     return found
 
 
