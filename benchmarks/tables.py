@@ -216,7 +216,7 @@ def large() -> str:
         totals = found.totals
         recovered = sum(line.amount for line in found.work if (line.stage, line.unit) == ("recover", "image-updates"))
         cells = (
-            f"`retort plan {preset} --dataset {dataset} --ipc {ipc}`", f"{totals.image_updates:,}", f"{recovered:,}",
+            f"`retort plan {preset} --dataset {dataset} --ipc {ipc} --committee {committee} --student resnet18`", f"{totals.image_updates:,}", f"{recovered:,}",
             f"{hours:.1f}" if hours else "", f"{recovered / hours / 3600:,.0f}" if hours else "",
             f"{totals.labelled_views:,}", size(totals.exact_label_bytes), published, size(totals.upload_bytes),
             size(totals.store_bytes),
@@ -237,7 +237,7 @@ def plans() -> str:
             rows += [("students", plan["students"])]
             rows += [(f"bytes, {kind['kind']}", kind) for kind in plan["kinds"]]
             rows += [("bytes, artifact", plan["artifact_bytes"]), ("bytes, store", plan["store_bytes"])]
-            rows += [("bytes of memory, at most", plan["peak_memory_bytes"])]
+            rows += [("peak memory, bytes", plan["peak_memory_bytes"])]
             updates = plan["image_updates"]
             parts.append(f"| image-updates | {updates['least']:,} to {updates['most']:,} | {updates['measured']:,} | |")
             parts += [
