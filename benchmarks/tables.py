@@ -215,8 +215,9 @@ def large() -> str:
         found = planning.planned(spec, known(dataset))
         totals = found.totals
         recovered = sum(line.amount for line in found.work if (line.stage, line.unit) == ("recover", "image-updates"))
+        options = f"--dataset {dataset} --ipc {ipc} --committee {committee} --student resnet18"
         cells = (
-            f"`retort plan {preset} --dataset {dataset} --ipc {ipc} --committee {committee} --student resnet18`", f"{totals.image_updates:,}", f"{recovered:,}",
+            f"`retort plan {preset} {options}`", f"{totals.image_updates:,}", f"{recovered:,}",
             f"{hours:.1f}" if hours else "", f"{recovered / hours / 3600:,.0f}" if hours else "",
             f"{totals.labelled_views:,}", size(totals.exact_label_bytes), published, size(totals.upload_bytes),
             size(totals.store_bytes),
