@@ -206,7 +206,7 @@ def large() -> str:
     """Markdown: plans of runs on ImageNet beside what is published of these."""
     lines = [
         "",
-        "| plan | image-updates | of them recovery | published GPU-hours of recovery | image-updates a second "
+        "| plan | image-updates | of them recovery | GPU-hours of recovery, published | implied image-updates a second "
         "| labelled views | exact labels | published | artifact, compact labels | store |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -215,8 +215,9 @@ def large() -> str:
         found = planning.planned(spec, known(dataset))
         totals = found.totals
         recovered = sum(line.amount for line in found.work if (line.stage, line.unit) == ("recover", "image-updates"))
+        options = f"--dataset {dataset} --ipc {ipc} --committee {committee} --student resnet18"
         cells = (
-            f"`retort plan {preset} --dataset {dataset} --ipc {ipc}`", f"{totals.image_updates:,}", f"{recovered:,}",
+            f"`retort plan {preset} {options}`", f"{totals.image_updates:,}", f"{recovered:,}",
             f"{hours:.1f}" if hours else "", f"{recovered / hours / 3600:,.0f}" if hours else "",
             f"{totals.labelled_views:,}", size(totals.exact_label_bytes), published, size(totals.upload_bytes),
             size(totals.store_bytes),
@@ -237,9 +238,9 @@ def plans() -> str:
             rows += [("students", plan["students"])]
             rows += [(f"bytes, {kind['kind']}", kind) for kind in plan["kinds"]]
             rows += [("bytes, artifact", plan["artifact_bytes"]), ("bytes, store", plan["store_bytes"])]
-            rows += [("bytes of memory, at most", plan["peak_memory_bytes"])]
-            counts = plan["image_updates"]
-            parts.append(f"| image-updates | {counts['least']:,} to {counts['most']:,} | {counts['measured']:,} | |")
+            rows += [("peak memory, bytes", plan["peak_memory_bytes"])]
+            updates = plan["image_updates"]
+            parts.append(f"| image-updates | {updates['least']:,} to {updates['most']:,} | {updates['measured']:,} | |")
             parts += [
                 f"| {what} | {r['foreseen']:,.0f} | {r['measured']:,.0f} | {r['ratio']:.2f} |" for what, r in rows
             ]

@@ -21,7 +21,7 @@ IMAGE_ROW, TABLE_BYTES = 50, 5000  # of a row of the table images but its PNG fi
 PAGE_BYTES = 75_000  # of report, card, manifest and Croissant but the pictures
 CANDIDATE = 16  # bytes of a candidate but its file
 JPEG_SHARE = 0.2  # of a JPEG file of an image's pixel values
-SHOWN = 4, 10  # images a class and classes in the preview
+SHOWN, ENLARGED = (4, 10), 1.25  # images a class and classes in the preview; its bytes over those of their own files
 FLOAT = 4
 LAYER_BYTES = 400  # of the names of a layer's five tensors
 
@@ -127,7 +127,7 @@ def _artifact(job: Job) -> Lines:
     yield "images", n * row + TABLE_BYTES, f"{n} images * ({image} + {k} classes * {FLOAT} + {IMAGE_ROW}) bytes"
     how = "at most as many as the images" if job.compact else "one float16 a class and view, crops and mix boxes"
     yield "soft_labels", label_bytes(job), f"{labelled_views(job)} views of {k} classes, {how}"
-    shown = 2 * min(job.ipc, SHOWN[0]) * min(k, SHOWN[1]) * image
+    shown = 2 * min(job.ipc, SHOWN[0]) * min(k, SHOWN[1]) * image * ENLARGED
     story = n * 5 * job.data.side**2 + 2 * job.panels * job.recipe.schedule.steps * FLOAT
     pages = round(shown * (1 + 4 / 3)) + PAGE_BYTES
     yield "assets", story + pages, f"curves, images before: {story}; pictures, report, card: {pages} bytes"

@@ -46,17 +46,17 @@ def timed(line: Work, calibration: Calibration, classes: int) -> Work:
 
 
 def start_seconds(lines: Iterable[Work], calibration: Calibration) -> dict[str, float]:
-    """By stage what compiling adds, once for each network and size of batch in a process."""
+    """By stage what comes once in a process: compiling each network for each size of batch, and loading k-means."""
     found: dict[str, float] = {}
     seen = set()
     for line in lines:
-        if not line.compiled or (key := (line.operation, line.architecture, line.batch)) in seen:
+        key = (line.operation, line.architecture, line.batch if line.compiled else None)
+        if key in seen or not (line.compiled or line.operation == "cluster"):
             continue
         seen.add(key)
-        known = [rate for rate in calibration.rates if rate.operation == line.operation and rate.compiled]
-        if known:
-            rate = next((rate for rate in known if rate.architecture == line.architecture), known[0])
-            found[line.stage] = found.get(line.stage, 0.0) + rate.start_seconds
+        known = [r for r in calibration.rates if (r.operation, r.compiled) == (line.operation, line.compiled)]
+        same = [rate for rate in known if rate.architecture == line.architecture] or known
+        found[line.stage] = found.get(line.stage, 0.0) + max((rate.start_seconds for rate in same), default=0.0)
     return found
 
 

@@ -119,16 +119,23 @@ def asked() -> RunSpec | None:
     return _asked.get()
 
 
+@contextmanager
+def _asked_for(spec: RunSpec) -> Iterator[None]:
+    before = _asked.set(spec)
+    try:
+        yield
+    finally:
+        _asked.reset(before)
+
+
 def asking(body: Callable[P, R]) -> Callable[P, R]:
-    """A flow's body, during which `asked` is its first argument, `spec`."""
+    """A flow's body, during which `asked` is its first argument, `spec`. Ray sends flows with all that they name: so
+    this names no variable of a context, which cannot be sent."""
 
     @wraps(body)
     def within(*arguments: P.args, **named: P.kwargs) -> R:
-        before = _asked.set(cast(RunSpec, arguments[0] if arguments else named["spec"]))
-        try:
+        with _asked_for(cast(RunSpec, arguments[0] if arguments else named["spec"])):
             return body(*arguments, **named)
-        finally:
-            _asked.reset(before)
 
     return within
 

@@ -228,7 +228,8 @@ def test_an_unknown_committee_names_the_choices():
         named("smal")
     assert str(refused.value) == (
         "unknown committee 'smal'; did you mean 'small'? "
-        "(choices: FILE.json of `retort committee import`, cv_dd_imagenet, edc_imagenet, reference, small, tiny)"
+        "(choices: FILE.json of `retort committee import`, cv_dd_imagenet, edc_imagenet, reference, resnet18_imagenet, "
+        "small, tiny)"
     )
 
 

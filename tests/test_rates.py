@@ -98,6 +98,12 @@ def test_a_network_is_compiled_once_for_each_size_of_batch() -> None:
     assert start_seconds([*lines, line(compiled=True, batch=50)], known) == {"s": 40, "o": 30}
 
 
+def test_k_means_is_loaded_once() -> None:
+    sizes = (rate("cluster", None, batch=n, start_seconds=s) for n, s in ((10, 3.0), (20, 0.0)))
+    lines = [line("cluster", None, stage=stage, batch=n) for stage, n in (("priors", 5), ("choose", 7))]
+    assert start_seconds(lines, calibration(*sizes)) == {"priors": 3.0}
+
+
 @pytest.mark.parametrize(("workers", "expected"), [(1, 130), (2, 70), (4, 40), (100, 35)])
 def test_workers_share_a_stage_but_not_its_longest_part(workers: int, expected: float) -> None:
     lines = [line(seconds=100.0, parts=4), line(seconds=20.0)]
