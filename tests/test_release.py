@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import client_environment
@@ -13,6 +14,10 @@ from test_cli import call, refused
 
 from dd_tasks import artifact
 from dd_tasks import hub as client
+from dd_tasks.errors import InputError
+from flows.settings import Settings
+from schemas.release import ReleaseSpec
+from schemas.spec import RunSpec
 
 NAME, ROOT = "org/name", Path(__file__).parents[1]
 
@@ -104,6 +109,27 @@ def test_the_token_may_come_from_a_secret_block(
     assert ("datasets", NAME) in hub.repositories and WRITE not in kept_by_prefect()
     line = refused(capsys, monkeypatch, "publish", out, NAME, "--token-block", "other")
     assert line == "retort: --token-block 'other': Prefect has no Secret block of that name"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_with_a_release_publishes_and_again_changes_nothing(
+    hub: Hub, quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.distill import distill_dataset
+
+    spec, out = RunSpec(**quick | {"full_epochs": 0}), tmp_path / "out"
+    settings, release = Settings(store=str(tmp_path / "store"), device="cpu"), ReleaseSpec(target=NAME)
+    with pytest.raises(InputError, match="HF_TOKEN of the environment: is empty"):
+        distill_dataset(spec, out, settings, release=release)
+    assert not (tmp_path / "store").exists(), "a token that is missing is noticed before any work"
+
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    distill_dataset(spec, out, settings, release=release)
+    repository = hub.repositories["datasets", NAME]
+    first, commits = repository.oid("main"), len(repository.commits)
+    assert repository.commits[first or ""].files["retort.json"].content == (out / "retort.json").read_bytes()
+    distill_dataset(spec, out, settings, release=release)
+    assert (repository.oid("main"), len(repository.commits)) == (first, commits)
 
 
 @pytest.mark.usefixtures("prefect_server")

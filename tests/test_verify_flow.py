@@ -108,6 +108,20 @@ def test_a_mean_raised_alone_is_found_without_training(made: Path, digits: Path,
     assert set(outcomes(found).values()) == {"failed", "skipped"}
 
 
+def test_a_strict_verification_fails_its_run_and_names_the_check(made: Path, digits: Path, tmp_path: Path) -> None:
+    from dd_tasks.verify import NotAsPromised
+    from flows.verify import verify_dataset
+
+    raised = altered(made, tmp_path / "raised", raise_mean)
+    scope, settings = Scope(test=(f"{digits}/test/*.tar",)), Settings(store=str(tmp_path / "store"), device="cpu")
+    state = verify_dataset(str(raised), scope, settings, strict=True, return_state=True)
+    with pytest.raises(
+        NotAsPromised, match=r"raised: valid: retort.json: .*claims.0 \(distilled, convnet3_w32\): mean is"
+    ):
+        state.result()
+    assert state.is_failed() and "claims.0 (distilled, convnet3_w32): mean is" in (state.message or "")
+
+
 def forget_student(fields: dict[str, Any]) -> None:
     del fields["student"]
 
