@@ -221,7 +221,7 @@ def test_one_machine_serves_the_flows_until_it_is_told_to_stop(quick: dict[str, 
         serving.send_signal(signal.SIGTERM)
         _, complaints = serving.communicate(timeout=60)
         assert serving.returncode == 0 and "Traceback" not in complaints, complaints
-        assert of_name(client, "distill-dataset/scheduled").paused
+        assert of_name(client, "distill-dataset/scheduled").paused, complaints
 
 
 def of_name(client: Any, name: str) -> Any:
