@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import Device, Store, Verbose, settings_of, spec_of
+from flows.options import Device, Engine, Requests, Store, Threads, Verbose, Workers, settings_of, spec_of
 
 
 def serve(
@@ -17,6 +17,10 @@ def serve(
     verify_every: Annotated[str | None, typer.Option(help="Its cron schedule, in UTC.  [default: 0 2 * * *]")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
+    engine: Engine = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    request: Requests = None,
     verbose: Verbose = False,
 ) -> None:
     """Run the flows that the Prefect server (PREFECT_API_URL) asks for, by schedule and on demand, until Ctrl-C."""
@@ -38,4 +42,5 @@ def serve(
         distilling = Distilling(spec_of(str(distill)), out, release, every or WEEKLY)
     if verify is not None:
         verifying = Verifying(verify, verify_every or NIGHTLY)
-    launch.serve(distilling, verifying, settings_of(store, device, verbose))
+    settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
+    launch.serve(distilling, verifying, settings)

@@ -48,7 +48,14 @@ RANKS = (
 RANK = {f"dd_tasks.{name}": rank for rank, names in enumerate(RANKS) for name in names}
 ONLY_IN = {
     "prefect": {str(path) for path in FILES if path.parts[0] == "flows"},
-    "typer": {"flows/cli.py", "flows/cli_plan.py", "flows/cli_serve.py", "flows/cli_store.py", "flows/options.py"},
+    "typer": {
+        "flows/cli.py",
+        "flows/cli_committee.py",
+        "flows/cli_plan.py",
+        "flows/cli_serve.py",
+        "flows/cli_store.py",
+        "flows/options.py",
+    },
     "webdataset": {"dd_tasks/shards.py", "dd_tasks/packing.py"},
     "huggingface_hub": {"dd_tasks/hub.py"},
     "datasets": {"dd_tasks/artifact.py", "dd_tasks/validate.py", "dd_tasks/packing.py"},
