@@ -253,7 +253,24 @@ def plans() -> str:
     return "\n".join(parts)
 
 
-TABLES = runs, comparisons, labels, implied, large, plans, curves, noise, digits
+def engines() -> str:
+    """Markdown: panels a second by engine."""
+    parts = []
+    for found in (found for found in results() if found["benchmark"] == "engines"):
+        parts += ["", "| engine | panels | seconds | panels a second |", "|---|---:|---:|---:|"]
+        parts += [
+            f"| {row['engine']} | {row['panels']} | {row['seconds']} | {row['panels_a_second']:.3f} |"
+            for row in found["rows"]
+        ]
+        parts += [
+            "",
+            f"Two workers make {found['speed_up']:.2f} times the panels of one; the images are the same in all",
+        ]
+        parts += [f"rows. `python -m benchmarks.engines`, each stage on {found['machine']}.", ""]
+    return "\n".join(parts)
+
+
+TABLES = runs, comparisons, labels, implied, large, plans, engines, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:
