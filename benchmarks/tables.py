@@ -262,11 +262,8 @@ def engines() -> str:
             f"| {row['engine']} | {row['panels']} | {row['seconds']} | {row['panels_a_second']:.3f} |"
             for row in found["rows"]
         ]
-        parts += [
-            "",
-            f"Two workers make {found['speed_up']:.2f} times the panels of one; the images are the same in all",
-        ]
-        parts += [f"rows. `python -m benchmarks.engines`, each stage on {found['machine']}.", ""]
+        told = f"Two workers make {found['speed_up']:.2f} times the panels of one, and all rows the same images."
+        parts += ["", told, f"`python -m benchmarks.engines`, each stage on {found['machine']}.", ""]
     return "\n".join(parts)
 
 

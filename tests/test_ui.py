@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from browser import Tab, browsing, chromium
+from servers import free_port
 
 from dd_tasks.artifact import read_manifest
 from dd_tasks.claims import result_rows
@@ -43,12 +43,6 @@ def ask(address: str, path: str, **body: Any) -> Any:
     request = urllib.request.Request(f"{address}/api/{path}", json.dumps(body).encode(), head)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
         return json.load(answer)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
