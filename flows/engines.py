@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dd_tasks.errors import InputError
@@ -90,7 +91,11 @@ def _ray(settings: Settings) -> "Ray":
 
 
 def expect(settings: Settings) -> None:
-    """InputError where the engine's package is missing."""
+    """InputError where the engine's package is missing, or workers elsewhere would know no server to report to."""
+    if settings.engine not in ("local", "ray") and not PREFECT_API_URL.value():
+        raise InputError(
+            f"engine {settings.engine!r}: PREFECT_API_URL is not set; its workers report to that Prefect server"
+        )
     if settings.engine.startswith("ray") and importlib.util.find_spec("prefect_ray") is None:
         raise InputError(f"engine {settings.engine!r} needs the extra retort[ray] (choices: local, pool)")
 

@@ -97,7 +97,8 @@ def _first(error: "ValidationError") -> str:
     """The first thing that is wrong with some values, in one line."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    return f"{place} {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{place} {first['input']!r}: {said[:1].lower()}{said[1:]}"
 
 
 def _overrides(pairs: list[str]) -> dict[str, str]:

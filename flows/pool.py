@@ -5,6 +5,7 @@ What travels is the run's specification and the identity of the result that is w
 it comes to that, and makes it alone.
 """
 
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ from flows.settings import Settings
 from flows.walk import Reached, asked, walking
 from schemas.spec import RunSpec
 
+log = logging.getLogger(__name__)
 POLL = 1.0  # seconds between two looks at a run
 REFUSED = "Refused"  # name of the state of a run that had bad input
 WORKER = "prefect.worker.name"  # a run's label
@@ -81,6 +83,10 @@ def _deploy(pool: str) -> None:
     """The pool, and in it the deployment; both stay."""
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    log.info(
+        "stages go to the work pool %s; machines join it by `prefect worker start --pool %s --type process --limit 1`",
+        pool, pool,
+    )  # fmt: skip
     made: Any = make_stage.to_deployment(pool, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH)
     made.apply()
 

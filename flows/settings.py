@@ -1,10 +1,11 @@
 """Where things live, and where and when they run; never what is computed."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.release import ReleaseSpec
 from schemas.spec import RunSpec, in_order
@@ -13,6 +14,7 @@ VERIFY_STORE = "runs/verify-store"  # scores of verifications; never those that 
 WEEKLY, NIGHTLY = "0 3 * * 0", "0 2 * * *"  # cron schedules of deployments, in UTC
 Part = Literal["observers", "panels", "labels", "students"]  # of whose stages many may run side by side
 PARTS: tuple[Part, ...] = get_args(Part)
+ENGINES = r"^(local|ray|ray://[^/\s]+|pool|pool:[^\s:/]+)$"
 
 
 class Request(BaseModel):
@@ -35,7 +37,7 @@ class Settings(BaseModel):
     device: str = Field(default="auto", description="cpu, cuda, cuda:N or auto")
     engine: str = Field(
         default="local",
-        pattern=r"^(local|ray|ray://[^/\s]+|pool|pool:[^\s:/]+)$",
+        json_schema_extra={"pattern": ENGINES},
         description="local: one stage after the other, in this process; ray: side by side, on this machine's own Ray; "
         "ray://HOST:PORT: on that cluster; pool or pool:NAME: on the workers of a work pool of Prefect's",
     )
@@ -46,6 +48,13 @@ class Settings(BaseModel):
         default=None, ge=1, description="of a stage on the processor; default: local all cores, elsewhere one"
     )
     requests: tuple[Request, ...] = Field(default=(), description="of parts that need other than the usual resources")
+
+    @field_validator("engine")
+    @classmethod
+    def _is_engine(cls, engine: str) -> str:
+        if not re.fullmatch(ENGINES, engine):
+            raise ValueError("expected local, ray, ray://HOST:PORT, pool or pool:NAME")
+        return engine
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from torch import Tensor
 
 from dd_tasks import presets
+from dd_tasks.errors import InputError
 from dd_tasks.recipe import Recipe
-from flows.engines import TRIES, EngineError, own_of, requests_of
+from flows.engines import TRIES, EngineError, expect, own_of, requests_of
 from flows.settings import Part, Request, Settings
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -164,3 +166,12 @@ def test_every_part_asks_for_what_it_needs(settings: dict[str, Any], part: Part,
 def test_a_ray_of_ones_own_has_room_for_so_many_workers() -> None:
     assert own_of(Settings(engine="ray", workers=3, threads=2))["num_cpus"] == 6
     assert own_of(Settings(engine="ray"))["num_cpus"] == os.cpu_count()
+
+
+def test_workers_elsewhere_need_a_server_to_report_to() -> None:
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(InputError, match=r"^engine 'pool:gpus': PREFECT_API_URL is not set; its workers"),
+    ):
+        expect(Settings(engine="pool:gpus"))
+    expect(Settings(engine="ray"))
