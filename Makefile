@@ -5,6 +5,9 @@ BIN := .venv/bin
 QUICK := runs/quickstart
 export UV_PYTHON_DOWNLOADS = never
 
+# Of tests: one more than there are cores, as some wait for servers.
+PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 # `make stack PUBLISH=ORG/NAME` publishes to the Hub, with HF_TOKEN; else to runs/stack/published.
 PUBLISH ?=
 
@@ -30,7 +33,7 @@ stack: setup $(QUICK)/shards/test/index.json
 	$(BIN)/python infra/stack.py --spec infra/quickstart.yaml --publish '$(PUBLISH)'
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85
 
 check: setup
 	$(BIN)/ruff format --check .

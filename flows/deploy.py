@@ -102,5 +102,6 @@ def serve(deployments: list["RunnerDeployment"]) -> None:
     runner = Steady(limit=1)
     for deployment in deployments:
         runner.add_deployment(deployment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background commands ignore it
     with suppress(KeyboardInterrupt):
         asyncio.run(runner.start())

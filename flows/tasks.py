@@ -76,7 +76,7 @@ class Stage(Walked[P, R]):
     def __init__(self, function: Callable[P, R], name: str, part: Part | None) -> None:
         super().__init__(
             function, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=TRIES - 1,
-            retry_delay_seconds=[2, 10], retry_condition_fn=_any_but_input if part == "panels" else _passing,
+            retry_delay_seconds=[1, 4], retry_condition_fn=_any_but_input if part == "panels" else _passing,
         )  # fmt: skip
         self.part = part
 

@@ -1,6 +1,7 @@
 """Fixtures that several files share. Everything a test writes, Prefect's database and caches included, is temporary."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hub_server import listening, serving, url_of
 from hub_state import Hub
 from s3_server import S3
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what is in the background ignore it
 HOME = tempfile.TemporaryDirectory(prefix="retort-tests-")
 HUB = listening()  # the only Hub that any test knows
 os.environ |= {
@@ -29,6 +31,15 @@ for name in ("PREFECT_API_URL", "HF_TOKEN"):
 from flows.environment import prepare_environment  # noqa: E402
 
 prepare_environment()
+
+
+SLOW = ("stack", "pool", "publish", "engines", "faults", "flow_s3", "flow", "incremental", "deploy", "ui", "store_s3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process has one of them left when the others are done."""
+    order = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
 
 
 @pytest.fixture(scope="session")

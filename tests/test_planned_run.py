@@ -67,7 +67,7 @@ def test_bytes_of_the_store_are_foreseen_by_kind(both: tuple[Plan, Manifest, Pat
     plan, _, store = both
     planned = {line.kind: line.bytes for line in plan.bytes if line.where == "store"}
     blobs: dict[str, set[str]] = {}
-    for entry in store.glob("*/*.json"):
+    for entry in (path for path in store.glob("*/*.json") if path.parent.name != "runs"):
         blobs.setdefault(entry.parent.name, set()).update(json.loads(entry.read_text())["blobs"].values())
     sizes = {kind: sum((store / "blobs" / name).stat().st_size for name in names) for kind, names in blobs.items()}
     for kind, foreseen in planned.items():
