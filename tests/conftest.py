@@ -33,7 +33,10 @@ from flows.environment import prepare_environment  # noqa: E402
 prepare_environment()
 
 
-SLOW = ("stack", "pool", "publish", "engines", "faults", "flow_s3", "flow", "incremental", "deploy", "ui", "store_s3")
+SLOW = (
+    "flow", "incremental", "faults", "stack", "pool", "engines", "publish", "release", "verify_flow", "flow_s3", "cli",
+    "deploy", "store_s3", "ui", "presets", "committee",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
