@@ -30,8 +30,9 @@ from flows.committee import committee_from_shards, train_committee  # noqa: E402
 from flows.engines import ENGINE  # noqa: E402
 from flows.recover import recover  # noqa: E402
 from flows.settings import Settings  # noqa: E402
+from flows.stored import get_canvas  # noqa: E402
 from flows.tasks import choose_images, draw_candidates, index_shards  # noqa: E402
-from flows.workspace import begun_of, get_canvas, machine, panels_of, seed_of  # noqa: E402
+from flows.workspace import begun_of, machine, panels_of, seed_of  # noqa: E402
 from schemas.spec import RunSpec  # noqa: E402
 
 WAYS: dict[str, dict[str, Any]] = {

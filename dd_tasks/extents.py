@@ -26,7 +26,7 @@ KNOWN: Mapping[str, Extent] = {
             source="Le and Yang 2015; bytes as its JPEG files",
         ),
         Extent(
-            name="imagenette", classes=10, images=9469, side=224, image_bytes=110_000, fewest=858, test=3925,
+            name="imagenette", classes=10, images=9469, side=224, image_bytes=115_000, fewest=858, test=3925,
             source="fastai's Imagenette 2; bytes as ImageNet-1K",
         ),
         Extent(

@@ -26,9 +26,10 @@ from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe, shared
 from dd_tasks.verify import portable
 from flows.settings import Settings
-from flows.tasks import stage
+from flows.stages import stage
+from flows.stored import facts_of, get_canvas, get_labels, get_nearest, hold, store_of
 from flows.walk import current
-from flows.workspace import Data, Pool, Seat, facts_of, get_canvas, get_labels, get_nearest, hold, machine, store_of
+from flows.workspace import Data, Pool, Seat, machine
 from schemas.manifest import (
     Claim,
     Cost,

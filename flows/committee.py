@@ -12,6 +12,7 @@ from flows.guides import train_guides
 from flows.recover import recover
 from flows.seeing import unlinked
 from flows.settings import Settings
+from flows.stored import hold
 from flows.tasks import (
     choose_images,
     draw_candidates,
@@ -24,7 +25,7 @@ from flows.tasks import (
     train_student,
 )
 from flows.walk import subflow
-from flows.workspace import Data, Pool, Seat, begun_of, hold, panels_of, seed_of, voting
+from flows.workspace import Data, Pool, Seat, begun_of, panels_of, seed_of, voting
 from schemas.spec import RunSpec
 
 
@@ -63,10 +64,10 @@ def measure_priors(
         first = choose_images(recipe.initialiser, candidates, one, spec.ipc, data, seeds["choose"], settings)
         begun = begun_of(recipe.initialiser, spec.ipc, data, (drawn, seeds["choose"]), one)
         panels = panels_of(spec.ipc, begun, data.shape.classes, spec.panel, spec.seed)
-        finished, canvas = recover(recipe, first, panels, one, data, spec.seed, settings, pools)
+        recovered, canvas = recover(recipe, first, panels, one, data, spec.seed, settings, pools)
         labels = relabel(recipe.labeller, canvas, one, data, seeds["labels"], settings, what)
         score = train_student(run.students[0], canvas, labels, data, spec.seed, settings, what)
-        measured.append(replace(seat, prior=score, trial=(first, *finished, labels, score)))
+        measured.append(replace(seat, prior=score, trial=(first, *recovered, labels, score)))
     return tuple(measured)
 
 

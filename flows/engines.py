@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -112,7 +113,8 @@ def requests_of(settings: Settings) -> dict[Part, dict[str, Any]]:
 
 
 def _resources(request: Request, settings: Settings) -> dict[str, Any]:
-    usual = 1.0 if settings.device.startswith("cuda") else 0.0
+    here = settings.device == "auto" and torch.cuda.is_available()
+    usual = 1.0 if here or settings.device.startswith("cuda") else 0.0
     found: dict[str, Any] = {
         "num_cpus": request.cpus or threads_of(settings),
         "num_gpus": usual if request.gpus is None else request.gpus,

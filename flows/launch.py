@@ -273,7 +273,7 @@ def measure_priors(spec: RunSpec, settings: Settings) -> None:
     check_places(spec.shards, settings)
     check_recipe(spec)
     from flows.committee import priors_from_shards
-    from flows.workspace import facts_of
+    from flows.stored import facts_of
 
     table = Table(title="priors: top-1, on held-out training images, of students of each observer alone")
     for column in ("observer", "top-1", "prior", "seconds"):
@@ -303,7 +303,7 @@ def _seat(
     members: tuple[Member, ...], patterns: tuple[str, ...], side: int | None, tolerate: int, settings: Settings
 ) -> None:
     from flows.committee import committee_from_shards
-    from flows.workspace import facts_of
+    from flows.stored import facts_of
 
     seats = committee_from_shards(members, patterns, side, RunSpec.model_fields["held_out"].default, tolerate, settings)
     table = Table(title="committee: top-1 on the held-out part of the training images")

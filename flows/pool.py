@@ -6,7 +6,6 @@ it comes to that, and makes it alone.
 """
 
 import logging
-import os
 import threading
 import time
 from contextlib import suppress
@@ -30,10 +29,11 @@ from flows.distill import distill_dataset
 from flows.engines import pool_in, threads_of
 from flows.settings import Settings
 from flows.walk import Reached, asked, walking
-from schemas.spec import RunSpec
+from schemas.spec import RunSpec, whole_path
 
 log = logging.getLogger(__name__)
 POLL = 1.0  # seconds between two looks at a run
+WORKERS_EVERY = 15  # of these looks: whether its worker is still heard of
 REFUSED = "Refused"  # name of the state of a run that had bad input
 WORKER = "prefect.worker.name"  # a run's label
 _lock = threading.Lock()
@@ -70,9 +70,9 @@ def make(ref: Ref, what: str, settings: Settings) -> None:
         raise InputError(f"engine {settings.engine!r} is for `retort run` and `retort compare` (choices: local, ray)")
     with _lock:
         _deploy(pool)
-    there = Settings(store=_absolute(settings.store), device=settings.device, threads=threads_of(settings))
+    there = Settings(store=whole_path(settings.store), device=settings.device, threads=threads_of(settings))
     parameters: dict[str, Any] = {"what": what, "kind": ref.kind, "digest": ref.digest}
-    parameters |= {"spec": _portable(spec), "settings": there.model_dump(mode="json")}
+    parameters |= {"spec": spec.elsewhere(), "settings": there.model_dump(mode="json")}
     begun: Any = run_deployment(f"make-stage/{pool}", parameters=parameters, flow_run_name=what, timeout=0)
     with get_client(sync_client=True) as client:
         _expect_made(_ended(client, begun, pool), what)
@@ -91,24 +91,16 @@ def _deploy(pool: str) -> None:
     made.apply()
 
 
-def _portable(spec: RunSpec) -> dict[str, Any]:
-    """As JSON, for a process in another folder."""
-    places = {name: tuple(map(_absolute, getattr(spec, name))) for name in ("shards", "test")}
-    return spec.model_copy(update=places).model_dump(mode="json", by_alias=True)
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(place)
-
-
 def _ended(client: SyncPrefectClient, begun: FlowRun, pool: str) -> State[Any]:
     """The final state of a run; that of one whose worker is gone is set to crashed."""
+    look = 0
     while True:
+        look += 1
         run = client.read_flow_run(begun.id)
         assert run.state is not None
         if run.state.is_final():
             return run.state
-        if _is_lost(client, run, pool):
+        if look % WORKERS_EVERY == 0 and _is_lost(client, run, pool):
             gone: State[Any] = Crashed(message="its worker is not heard of any more")
             client.set_flow_run_state(run.id, gone, force=True)
             return gone

@@ -10,7 +10,7 @@ from prefect import flow
 from dd_tasks import publish
 from dd_tasks.errors import InputError
 from flows.seeing import show_release
-from flows.tasks import stage
+from flows.stages import stage
 from schemas.release import Released, ReleaseSpec
 
 T = TypeVar("T")

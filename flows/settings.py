@@ -24,7 +24,7 @@ class Request(BaseModel):
 
     part: Part
     cpus: int | None = Field(default=None, ge=1, description="default: its threads")
-    gpus: float | None = Field(default=None, ge=0, description="default: 1 where the device is cuda, else 0")
+    gpus: float | None = Field(default=None, ge=0, description="default: 1 for cuda, and for auto where one is here")
     memory: int | None = Field(default=None, ge=1, description="bytes; default: not asked for")
 
 

@@ -8,9 +8,10 @@ from dd_tasks.students import StudentRecipe, ordinary
 from flows.assemble import Labelled, Row, Run, Seen
 from flows.engines import finished
 from flows.settings import Settings
+from flows.stored import images_of
 from flows.tasks import encode_labels, relabel, spend_on_jpegs, train_on_full_data, train_ordinarily, train_student
 from flows.walk import following
-from flows.workspace import Data, Seat, images_of, seed_of
+from flows.workspace import Data, Seat, seed_of
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ types, is off). Between tasks travel `Ref`s, `Data` and small facts; tensors sta
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import torch
-from prefect.cache_policies import NO_CACHE
 
 from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
@@ -25,64 +23,26 @@ from dd_tasks.statistics import to_tensors
 from dd_tasks.store import Ref
 from dd_tasks.types import Canvas
 from flows import console, walk
-from flows.engines import TRIES
-from flows.logs import on_its_page
-from flows.settings import Part, Settings
-from flows.walk import Walked
-from flows.workspace import (
-    Data,
+from flows.settings import Settings
+from flows.stages import stage
+from flows.stored import (
     Made,
-    Panel,
-    Pool,
-    Seat,
-    device_of,
     facts_of,
-    feed_of,
     get_candidates,
     get_canvas,
     get_labels,
     get_views,
     kept,
-    network_of,
     put_candidates,
     put_canvas,
     put_labels,
     put_nearest,
     put_views,
-    studio_of,
-    test_feed,
-    voting,
 )
+from flows.workspace import Data, Panel, Pool, Seat, device_of, feed_of, network_of, studio_of, test_feed, voting
 from schemas.spec import Normalise
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _passing(task: Any, run: Any, state: Any) -> bool:
-    """Whether a failure may pass by itself: a connection or a time-out, never bad input or a full disk."""
-    return isinstance(state.result(raise_on_failure=False), ConnectionError | TimeoutError)
-
-
-def _any_but_input(task: Any, run: Any, state: Any) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), InputError)
-
-
-class Stage(Walked[P, R]):
-    """A Prefect task as all of ours are: no cache but the store, retried only where that can help: a panel always, for
-    another GPU may do better. `part` says what an engine sets aside for it where it is submitted."""
-
-    def __init__(self, function: Callable[P, R], name: str, part: Part | None) -> None:
-        super().__init__(
-            function, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, retries=TRIES - 1,
-            retry_delay_seconds=[1, 4], retry_condition_fn=_any_but_input if part == "panels" else _passing,
-        )  # fmt: skip
-        self.part = part
-
-
-def stage(name: str, part: Part | None = None) -> Callable[[Callable[P, R]], Stage[P, R]]:
-    return lambda function: Stage(on_its_page(function), name, part)
 
 
 @stage("index shards")

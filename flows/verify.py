@@ -22,8 +22,9 @@ from flows import console
 from flows.engines import ENGINE
 from flows.seeing import show_checks
 from flows.settings import VERIFY_STORE, Settings
-from flows.tasks import stage
-from flows.workspace import Made, device_of, facts_of, kept
+from flows.stages import stage
+from flows.stored import Made, facts_of, kept
+from flows.workspace import device_of
 from schemas.manifest import Claim, Manifest
 
 EVERYTHING = Scope()

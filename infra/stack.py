@@ -30,7 +30,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dd_tasks.errors import InputError  # noqa: E402
 from flows.environment import PREFECT_DEFAULTS  # noqa: E402
+from flows.options import spec_of  # noqa: E402
 
 HOST = "127.0.0.1"
 POOL = BUCKET = "retort"
@@ -255,12 +257,9 @@ def deploy(stack: Stack, name: str, spec: dict[str, Any] | None, publish: str) -
 def read_spec(file: Path) -> dict[str, Any]:
     """The specification; its shards are those of the folder in which the stack is started."""
     try:
-        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StackError(f"cannot read {file}: {error.strerror}") from None
-    for key in ("shards", "test"):
-        spec[key] = [p if "://" in p else str(Path.cwd() / p) for p in spec.get(key, [])]
-    return dict(spec)
+        return spec_of(str(file)).elsewhere()
+    except InputError as error:
+        raise StackError(str(error)) from None
 
 
 def schedule(stack: Stack, name: str) -> str:

@@ -1,5 +1,6 @@
 """A run's specification: the parameters of the flow, and the keys of a SPEC.yaml."""
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +14,11 @@ def in_order(schema: dict[str, Any]) -> None:
     """Number the properties, as Prefect's forms sort them by `position` and its database does not keep their order."""
     for position, each in enumerate(schema["properties"].values()):
         each["position"] = position
+
+
+def whole_path(place: str) -> str:
+    """A path from the root; a URL as it is."""
+    return place if "://" in place else os.path.abspath(place)
 
 
 class RunSpec(BaseModel):
@@ -66,6 +72,13 @@ class RunSpec(BaseModel):
         description="the real dataset by its name on the Hub or elsewhere; `original` if it was never published",
     )
     name: str | None = Field(default=None, description="of the artifact; default: the name of its folder")
+
+    def elsewhere(self) -> dict[str, Any]:
+        """As JSON, for a process in another folder: shards, and the file of a committee, are told by whole paths."""
+        places: dict[str, Any] = {name: tuple(map(whole_path, getattr(self, name))) for name in ("shards", "test")}
+        if self.committee.endswith(".json"):
+            places["committee"] = whole_path(self.committee)
+        return self.model_copy(update=places).model_dump(mode="json", by_alias=True)
 
     def describe(self) -> str:
         """One line for logs and page titles."""

@@ -67,16 +67,16 @@ def hearing(start: str, call: Callable[[], None]) -> Iterator[Heard]:
 def test_a_run_whose_store_is_cut_off_resumes_and_ends_with_the_same_bytes(
     s3: S3, quick: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import workspace
+    from flows import stored
 
     url = f"{s3.bucket('a-run')}/store"
 
     # A cut that outlasts the tries stops the run with a line; what it made is kept.
     with monkeypatch.context() as impatient, hearing("panel 0", s3.line.cut) as first:
-        impatient.setattr(workspace, "Store", partial(Store, pauses=(0.1,)))
+        impatient.setattr(stored, "Store", partial(Store, pauses=(0.1,)))
         with pytest.raises(Unreachable, match="the same command continues where this one stopped"):
             distil(quick, tmp_path / "far", url)
-    workspace.store_of.cache_clear()
+    stored.store_of.cache_clear()
     s3.line.restore()
     assert "panel 0 (slots 0..9)" in first.made.values() and not (tmp_path / "far").exists()
 

@@ -13,6 +13,7 @@ from schemas import hub
 from schemas.card import CardHeader
 from schemas.export import FOLDER, MODELS, export, schema_text
 from schemas.manifest import Manifest
+from schemas.spec import RunSpec
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -163,3 +164,12 @@ def test_importing_schemas_loads_nothing_heavy() -> None:
     code = f"import sys, schemas.export; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_specification_for_another_folder_tells_whole_paths(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = {"preset": "e2d", "shards": ["a/*.tar", "s3://b/*.tar", "/c/*.tar"], "ipc": 1, "committee": "ours.json"}
+    found = RunSpec(**told).elsewhere()
+    assert found["shards"] == [f"{tmp_path}/a/*.tar", "s3://b/*.tar", "/c/*.tar"]
+    assert found["committee"] == f"{tmp_path}/ours.json" and RunSpec(**found).elsewhere() == found
+    assert RunSpec(**{**told, "committee": "small"}).elsewhere()["committee"] == "small"

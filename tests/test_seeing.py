@@ -17,7 +17,7 @@ from dd_tasks.verify import Check
 from flows.engines import ENGINE
 from flows.logs import OURS, RunPage, reach_the_page
 from flows.seeing import follow, key_of, show_checks, show_release, shown
-from flows.tasks import stage
+from flows.stages import stage
 from schemas.release import Released
 
 log = logging.getLogger("dd_tasks.example")
