@@ -1,10 +1,13 @@
-"""What the images are before the first step: noise, real images, or patches of them. Whole canvases, class by class.
+"""What the images are before the first step: noise, real images, or patches of them, class by class.
 
-Shape letters: N images, I images of one class, P patches, C channels, S side, T side of a patch, E embedding.
+A canvas comes in parts, so that no more of it is held than one part of every index.
+
+Shape letters: N images, I images of a class, K classes, P patches, C channels, S side, T side of a patch, E embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, Protocol
 
 import torch
@@ -19,6 +22,9 @@ from dd_tasks.types import Canvas, Studio
 from dd_tasks.voters import Judges, One, Voters
 
 AT_ONCE = 500  # images before an observer
+PART, PART_BYTES = 480, 4 << 20  # slots of a canvas that lie together, at most, and bytes of their pixels
+Part = tuple[int, Canvas]  # the first slot, and what is there and in those after it
+OfClass = tuple[Tensor, Sequence[tuple[str, ...]]]  # images_ICSS of one class, and the keys that each began from
 
 
 class Demanding(Protocol):
@@ -40,14 +46,62 @@ class Initialiser(Demanding, Protocol):
     # pixels:
     # by_class: bool  # whether what it makes of a class depends on the candidates of that class alone
     # needs_scale: bool  # whether it looks at the real data's mean and std
+    # Without this one, the candidates of all classes and the whole canvas are held in memory:
+    # def parts(self, candidates: Iterable[Candidates], ipc, side, studio) -> Iterator[Part]: as InParts says
 
     def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
         """The first canvas: `ipc` images of every class, ordered (0, class 0), (0, class 1), ..., (1, class 0), ..."""
         ...
 
 
+class InParts:
+    """An initialiser that makes its canvas part by part."""
+
+    def parts(self, candidates: Iterable[Candidates], ipc: int, side: int, studio: Studio) -> Iterator[Part]:
+        """The parts of the first canvas, each of at most `most_slots(side)` slots, in the order they are made; together
+        they are all of it. Candidates come by classes, whole ones, in their order."""
+        raise NotImplementedError
+
+    def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
+        """All at once."""
+        classes = len(set(candidates.labels)) or studio.classes
+        parts = sorted(self.parts((candidates,), ipc, side, replace(studio, classes=classes)), key=lambda part: part[0])
+        return joined([canvas for _, canvas in parts])
+
+
+def first_canvas(
+    initialiser: Initialiser, candidates: Iterable[Candidates], ipc: int, side: int, studio: Studio
+) -> Iterator[Part]:
+    """The parts of an initialiser's canvas, in the order they are made; where it knows none, they are cut from all."""
+    if isinstance(initialiser, InParts) and type(initialiser).choose is InParts.choose:
+        yield from initialiser.parts(candidates, ipc, side, studio)
+        return
+    found = list(candidates)
+    images, labels, keys = (tuple(x for part in found for x in getattr(part, f)) for f in ("images", "labels", "keys"))
+    yield from cut(initialiser.choose(Candidates(images, labels, keys), ipc, side, studio))
+
+
+def most_slots(side: int) -> int:
+    """Slots of one part: at most PART, and no more than PART_BYTES hold; a multiple of 16 where they may be as many."""
+    slots = max(1, min(PART, PART_BYTES // (3 * side**2)))
+    return slots // 16 * 16 or slots
+
+
+def cut(canvas: Canvas) -> Iterator[Part]:
+    """A canvas in parts."""
+    most = most_slots(canvas.images_NCHW.shape[-1])
+    yield from ((start, canvas[start : start + most]) for start in range(0, len(canvas), most))
+
+
+def joined(parts: Sequence[Canvas]) -> Canvas:
+    """The parts one after the other."""
+    images_NCHW = torch.cat([part.images_NCHW for part in parts])
+    targets_N = torch.cat([part.targets_N for part in parts])
+    return Canvas(images_NCHW, targets_N, tuple(keys for part in parts for keys in part.sources))
+
+
 @dataclass(frozen=True)
-class Noise:
+class Noise(InParts):
     """Gaussian noise of the real data's channel mean and std, within the range of pixels (SRe2L, methods section 1)."""
 
     needs_observers = False
@@ -59,16 +113,21 @@ class Noise:
     def demand(self, ipc: int) -> int:
         return 0
 
-    def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
-        targets_N, rng = torch.arange(studio.classes).repeat(ipc), studio.rng
-        noise_NCSS = torch.randn(len(targets_N), 3, side, side, generator=rng, device=rng.device).cpu()
+    def parts(self, candidates: Iterable[Candidates], ipc: int, side: int, studio: Studio) -> Iterator[Part]:
+        slots, most = ipc * studio.classes, -(-most_slots(side) // 16) * 16  # a processor draws 16 values together
+        for start in range(0, slots, most):
+            targets_N = torch.arange(start, min(start + most, slots)) % studio.classes
+            yield start, Canvas(self._images(len(targets_N), side, studio), targets_N, ((),) * len(targets_N))
+
+    def _images(self, n: int, side: int, studio: Studio) -> Tensor:
+        rng = studio.rng
+        noise_NCSS = torch.randn(n, 3, side, side, generator=rng, device=rng.device).cpu()
         mean_C11, std_C11 = (torch.tensor(x).view(3, 1, 1) for x in (studio.mean, studio.std))
-        images_NCSS = ((noise_NCSS * std_C11 + mean_C11).clamp(0, 1) * 255).round().to(torch.uint8)
-        return Canvas(images_NCSS, targets_N, ((),) * len(targets_N))
+        return ((noise_NCSS * std_C11 + mean_C11).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)
-class WholeImages:
+class WholeImages(InParts):
     """`ipc` random real images of each class, whole, none twice; half of them flipped (E2D, methods section 5a)."""
 
     flip: bool = True
@@ -81,13 +140,14 @@ class WholeImages:
     def demand(self, ipc: int) -> int:
         return ipc
 
-    def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
-        rows = [rows[:ipc] for rows in by_class(candidates)]
-        return _canvas(candidates, rows, side, studio.rng if self.flip else None)
+    def parts(self, candidates: Iterable[Candidates], ipc: int, side: int, studio: Studio) -> Iterator[Part]:
+        flips_N = _flips(ipc, studio) if self.flip else None
+        chosen = (_whole(found, rows[:ipc], side) for found, rows in _classes(candidates))
+        return _interleaved(chosen, side, studio.classes, flips_N)
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(InParts):
     """The committee chooses among `candidates` random real images of a class; factor x factor of them fill an image."""
 
     factor: Positive = 1
@@ -120,20 +180,22 @@ class Collage(Chosen):
     difficulty: Literal["easy", "medium", "hard"] = "easy"
     judges: Voters = One()
 
-    def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
+    def parts(self, candidates: Iterable[Candidates], ipc: int, side: int, studio: Studio) -> Iterator[Part]:
         if side % self.factor:
             raise InputError(f"images of side {side} cannot be laid out in {self.factor} x {self.factor} patches")
         judges = self.judges.convene(studio)(0)
-        images, sources = [], []
-        for label, rows in enumerate(studio.track(by_class(candidates), "choose patches")):
-            images_PCSS = torch.stack([decode(candidates.images[r], side) for r in rows])
+
+        def of_class(found: Candidates, rows: list[int], label: int) -> OfClass:
+            images_PCSS = torch.stack([decode(found.images[r], side) for r in rows])
             parts = [self._easiest(part, label, judges, studio) for part in images_PCSS.split(AT_ONCE // self.crops)]
             patches_PCTT, hardness_P = (torch.cat(column) for column in zip(*parts, strict=True))
             taken = ranked(hardness_P, self.least(ipc), self.difficulty)
-            images.append(tiled(patches_PCTT[taken], self.factor))
-            keys = [candidates.keys[rows[i]] for i in taken.tolist()]
-            sources.append(grouped(keys, self.factor**2))
-        return _interleaved(images, sources)
+            keys = [found.keys[rows[i]] for i in taken.tolist()]
+            return tiled(patches_PCTT[taken], self.factor), grouped(keys, self.factor**2)
+
+        each = studio.track(_classes(candidates), "choose patches", studio.classes)
+        chosen = (of_class(found, rows, label) for label, (found, rows) in enumerate(each))
+        return _interleaved(chosen, side, studio.classes)
 
     def _easiest(self, images_PCSS: Tensor, label: int, judges: Judges, studio: Studio) -> tuple[Tensor, Tensor]:
         """Of each image the window that is easiest: patches_PCTT, and its hardness_P."""
@@ -173,13 +235,20 @@ class Representatives(Chosen):
 
     flip: bool = False
 
-    def choose(self, candidates: Candidates, ipc: int, side: int, studio: Studio) -> Canvas:
-        chosen = []
-        for rows in studio.track(by_class(candidates), "choose representatives"):
-            embedding_NE = _embed([candidates.images[r] for r in rows], side, studio)
-            taken = nearest_to_centres(embedding_NE.numpy(), self.least(ipc), studio.new_seed())
-            chosen.append([rows[i] for i in taken])
-        return _canvas(candidates, chosen, side, studio.rng if self.flip else None, self.factor)
+    def parts(self, candidates: Iterable[Candidates], ipc: int, side: int, studio: Studio) -> Iterator[Part]:
+        if side % self.factor:
+            raise InputError(f"images of side {side} cannot be laid out in {self.factor} x {self.factor} tiles")
+        seeds = [studio.new_seed() for _ in range(studio.classes)]
+        flips_N = _flips(ipc, studio) if self.flip else None
+
+        def of_class(found: Candidates, rows: list[int], seed: int) -> OfClass:
+            embedding_NE = _embed([found.images[r] for r in rows], side, studio)
+            taken = nearest_to_centres(embedding_NE.numpy(), self.least(ipc), seed)
+            return _whole(found, [rows[i] for i in taken], side, self.factor)
+
+        each = studio.track(_classes(candidates), "choose representatives", studio.classes)
+        chosen = (of_class(found, rows, seed) for (found, rows), seed in zip(each, seeds, strict=True))
+        return _interleaved(chosen, side, studio.classes, flips_N)
 
 
 def by_class(candidates: Candidates) -> list[list[int]]:
@@ -188,6 +257,11 @@ def by_class(candidates: Candidates) -> list[list[int]]:
     for row, label in enumerate(candidates.labels):
         rows.setdefault(label, []).append(row)
     return [rows[label] for label in sorted(rows)]
+
+
+def _classes(candidates: Iterable[Candidates]) -> Iterator[tuple[Candidates, list[int]]]:
+    """Class by class: the candidates that it is among, and its rows of these."""
+    yield from ((found, rows) for found in candidates for rows in by_class(found))
 
 
 def ranked(hardness_P: Tensor, n: int, difficulty: str) -> Tensor:
@@ -227,28 +301,28 @@ def _embed(images: list[bytes], side: int, studio: Studio) -> Tensor:
     return torch.cat(parts, 1).cpu()
 
 
-def _canvas(
-    candidates: Candidates, rows: list[list[int]], side: int, rng: torch.Generator | None, factor: int = 1
-) -> Canvas:
-    """Whole images, factor x factor of them in each of the canvas; half of those flipped where there is a generator."""
-    if side % factor:
-        raise InputError(f"images of side {side} cannot be laid out in {factor} x {factor} tiles")
-    images, sources = [], []
-    for of_class in rows:
-        tiles_PCTT = torch.stack([decode(candidates.images[r], side // factor) for r in of_class])
-        images.append(tiled(tiles_PCTT, factor))
-        sources.append(grouped([candidates.keys[r] for r in of_class], factor**2))
-    canvas = _interleaved(images, sources)
-    if rng is None:
-        return canvas
-    flips_N = torch.rand(len(canvas), generator=rng, device=rng.device).cpu() < 0.5
-    images_NCSS = torch.where(flips_N[:, None, None, None], canvas.images_NCHW.flip(3), canvas.images_NCHW)
-    return replace(canvas, images_NCHW=images_NCSS)
+def _whole(found: Candidates, rows: list[int], side: int, factor: int = 1) -> OfClass:
+    """Whole images, factor x factor of them in each."""
+    tiles_PCTT = torch.stack([decode(found.images[r], side // factor) for r in rows])
+    return tiled(tiles_PCTT, factor), grouped([found.keys[r] for r in rows], factor**2)
 
 
-def _interleaved(images_ICSS: Sequence[Tensor], sources: Sequence[Sequence[tuple[str, ...]]]) -> Canvas:
-    """As many images of every class, in the order of a canvas: (0, class 0), (0, class 1), ..."""
-    images_IKCSS = torch.stack(list(images_ICSS), 1)
-    ipc, classes = images_IKCSS.shape[:2]
-    keys = tuple(key for same_index in zip(*sources, strict=True) for key in same_index)
-    return Canvas(images_IKCSS.flatten(0, 1), torch.arange(classes).repeat(ipc), keys)
+def _flips(ipc: int, studio: Studio) -> Tensor:
+    """flips_N of all slots of a canvas: half of them, at random."""
+    return torch.rand(ipc * studio.classes, generator=studio.rng, device=studio.rng.device).cpu() < 0.5
+
+
+def _interleaved(chosen: Iterable[OfClass], side: int, classes: int, flips_N: Tensor | None = None) -> Iterator[Part]:
+    """As many images of every class, in the order of a canvas: (0, class 0), (0, class 1), ..., (1, class 0), ...; of
+    some classes at a time the first images, the second ones and so on, each a part."""
+    remaining, label = iter(chosen), 0
+    while found := list(islice(remaining, most_slots(side))):
+        images_IKCSS = torch.stack([images_ICSS for images_ICSS, _ in found], 1)
+        targets_K = torch.arange(label, label + len(found))
+        for index, keys in enumerate(zip(*(keys for _, keys in found), strict=True)):
+            start, images_KCSS = index * classes + label, images_IKCSS[index]
+            if flips_N is not None:
+                flips_K111 = flips_N[start : start + len(found), None, None, None]
+                images_KCSS = torch.where(flips_K111, images_KCSS.flip(3), images_KCSS)
+            yield start, Canvas(images_KCSS, targets_K, keys)
+        label += len(found)

@@ -97,10 +97,11 @@ class Store(Folder):
             self.check()
 
     def put(
-        self, ref: Ref, facts: Mapping[str, Any], inputs: Iterable[Ref] = (), **groups: Mapping[str, Tensor]
+        self, ref: Ref, facts: Mapping[str, Any], inputs: Iterable[Ref] = (), **groups: Mapping[str, Tensor] | str
     ) -> Ref:
-        """Store JSON facts and groups of tensors, made of other results; the entry appears whole or not at all."""
-        blobs = {name: self._put_blob(safetensors.torch.save(dict(group))) for name, group in groups.items()}
+        """Store JSON facts and groups of tensors, made of other results; the entry appears whole or not at all. A group
+        that is there already is told by its sha256, as `put_group` returns it."""
+        blobs = {name: group if isinstance(group, str) else self.put_group(group) for name, group in groups.items()}
         self.write(self._entry(ref), Entry(dict(facts), blobs, tuple(inputs)).to_bytes(), durable=True)
         return ref
 
@@ -123,10 +124,7 @@ class Store(Folder):
 
     def get(self, ref: Ref, *groups: str) -> Result:
         """The facts of a stored result and the groups of its tensors that are named. Missing where any is."""
-        entry = self.entry(ref)
-        if entry is None:
-            raise Missing(f"{ref} is not in the store {self.url}; the same command makes it again")
-        tensors = {}
+        entry, tensors = self.known(ref), {}
         for name in groups:
             blob = self._blob(entry.blobs[name]) if name in entry.blobs else None
             if blob is None:
@@ -140,20 +138,29 @@ class Store(Folder):
         """Bytes of results that are there: their entries and blobs, each once. Missing where one is."""
         paths = set()
         for ref in refs:
-            entry = self.entry(ref)
-            if entry is None:
-                raise Missing(f"{ref} is not in the store {self.url}; the same command makes it again")
+            entry = self.known(ref)
             paths |= {self._entry(ref), *(self.path("blobs", sha256) for sha256 in entry.blobs.values())}
         return sum(self.fs.sizes(sorted(paths)))
 
     def entry(self, ref: Ref) -> Entry | None:
         return Entry.of(self.read(self._entry(ref)))
 
+    def known(self, ref: Ref) -> Entry:
+        """The entry of a result that is there. Missing where it is not."""
+        entry = self.entry(ref)
+        if entry is None:
+            raise Missing(f"{ref} is not in the store {self.url}; the same command makes it again")
+        return entry
+
     def _entry(self, ref: Ref) -> str:
         return self.path(f"{ref.name}.json")
 
-    def _put_blob(self, data: bytes) -> str:
-        """Written even where it is there: it counts as young then, and garbage collection leaves it."""
+    def put_group(self, group: Mapping[str, Tensor]) -> str:
+        """Store a group of tensors ahead of the results that will name it by the sha256 returned.
+
+        Written even where it is there: it counts as young then, and garbage collection leaves it.
+        """
+        data = safetensors.torch.save(dict(group))
         sha256 = hashlib.sha256(data).hexdigest()
         self.write(self.path("blobs", sha256), data)
         return sha256

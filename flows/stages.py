@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import opaque
 
 from dd_tasks.errors import InputError
 from flows.engines import TRIES
 from flows.logs import on_its_page
 from flows.settings import Part
-from flows.walk import Walked
+from flows.walk import Walked, current
+from flows.workspace import Data
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +36,18 @@ class Stage(Walked[P, R]):
             retry_delay_seconds=[1, 4], retry_condition_fn=_any_but_input if part == "panels" else _passing,
         )  # fmt: skip
         self.part = part
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*map(_closed, args), **{name: _closed(value) for name, value in kwargs.items()})
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(*map(_closed, args), **{name: _closed(value) for name, value in kwargs.items()})
+
+
+def _closed(value: Any) -> Any:
+    """For each stage Prefect looks for task runs in all that its parameters hold. Data, which name every class and
+    shard, are told as one thing: else the time of a panel would grow with the classes of all."""
+    return opaque(value) if isinstance(value, Data) and not current() else value
 
 
 def stage(name: str, part: Part | None = None) -> Callable[[Callable[P, R]], Stage[P, R]]:

@@ -1,11 +1,13 @@
 """Results in the store: found there or made now, and tensors in and out of it."""
 
 import dataclasses
+import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from dd_tasks.codec import Labels
 from dd_tasks.compact import Coding
 from dd_tasks.errors import InputError
 from dd_tasks.garbage import Root, record
+from dd_tasks.initialise import Part, joined
 from dd_tasks.shards import Candidates
 from dd_tasks.store import Ref, Store
 from dd_tasks.types import Canvas, Crops, Nearest, Views
@@ -28,7 +31,8 @@ from flows.walk import Reached, current
 
 log = logging.getLogger("flows.tasks")
 CORES = torch.get_num_threads()
-Made = tuple[Mapping[str, Any], dict[str, Any]]  # facts, groups of tensors
+Made = tuple[Mapping[str, Any], dict[str, Any]]  # facts, and groups of tensors, or their sha256 in the store
+CANDIDATE_BYTES = 4 << 20  # of encoded images that lie together, at most, unless a class has more
 
 
 @lru_cache(maxsize=4)
@@ -101,34 +105,87 @@ def facts_of(ref: Ref, settings: Settings) -> dict[str, Any]:
 
 def images_of(canvas: Ref, settings: Settings) -> int:
     """How many images a canvas has."""
-    return len(facts_of(canvas, settings)["sources"])
+    return int(facts_of(canvas, settings)["bounds"][-1])
 
 
-def put_candidates(found: Candidates) -> dict[str, Tensor]:
-    packed = np.frombuffer(b"".join(found.images), np.uint8).copy()
-    sizes = torch.tensor([len(image) for image in found.images], dtype=torch.int64)
+def put_candidates(found: Candidates, settings: Settings) -> Made:
+    """In parts of whole classes, so that no reader needs to hold those of all."""
+    store, groups, first, size = store_of(settings), [], 0, 0
+    for stop, (image, label, following) in enumerate(
+        zip(found.images, found.labels, (*found.labels[1:], None), strict=False), 1
+    ):
+        size += len(image)
+        if following is None or (size >= CANDIDATE_BYTES and following != label):
+            groups.append(store.put_group(_candidates(found, slice(first, stop))))
+            first, size = stop, 0
+    return {"parts": len(groups)}, {f"candidates-{i}": group for i, group in enumerate(groups)}
+
+
+def _candidates(found: Candidates, rows: slice) -> dict[str, Tensor]:
+    images = found.images[rows]
     return {
-        "bytes": torch.from_numpy(packed),
-        "sizes": sizes,
-        "labels": torch.tensor(found.labels, dtype=torch.int64),
+        "bytes": _bytes(b"".join(images)),
+        "sizes": torch.tensor([len(image) for image in images], dtype=torch.int64),
+        "labels": torch.tensor(found.labels[rows], dtype=torch.int64),
+        "keys": _bytes(json.dumps(found.keys[rows]).encode()),
     }
 
 
-def get_candidates(ref: Ref, settings: Settings) -> Candidates:
-    found = store_of(settings).get(ref, "candidates")
-    packed = found.tensors["candidates"]
-    images = tuple(bytes(part.numpy()) for part in packed["bytes"].split(packed["sizes"].tolist()))
-    return Candidates(images, tuple(packed["labels"].tolist()), tuple(found.facts["keys"]))
+def _bytes(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
-def put_canvas(canvas: Canvas) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    tensors = {"images_NCHW": canvas.images_NCHW.contiguous(), "targets_N": canvas.targets_N}
-    return {"sources": list(canvas.sources)}, tensors
+def get_candidates(ref: Ref, settings: Settings) -> Iterator[Candidates]:
+    """Part by part, each of whole classes; those of all are never held together."""
+    store = store_of(settings)
+    for name in (f"candidates-{i}" for i in range(store.get(ref).facts["parts"])):
+        packed = store.get(ref, name).tensors[name]
+        images = tuple(bytes(part.numpy()) for part in packed["bytes"].split(packed["sizes"].tolist()))
+        yield Candidates(images, tuple(packed["labels"].tolist()), tuple(json.loads(bytes(packed["keys"].numpy()))))
 
 
-def get_canvas(ref: Ref, settings: Settings) -> Canvas:
-    found = store_of(settings).get(ref, "canvas")
-    return Canvas(**found.tensors["canvas"], sources=tuple(map(tuple, found.facts["sources"])))
+def put_canvas(parts: Iterable[Part], settings: Settings) -> Made:
+    """Of each part the first slot and the images, in any order; it is in the store before the next one is made.
+
+    The group of slots [start, stop) is `canvas-START`; `bounds` are the starts, and where the last part stops.
+    """
+    store, groups, stop = store_of(settings), {}, 0
+    for start, part in parts:
+        pixels = {"images_NCHW": part.images_NCHW.contiguous(), "targets_N": part.targets_N.contiguous()}
+        groups[start] = store.put_group({**pixels, "sources": _bytes(json.dumps(part.sources).encode())})
+        stop = max(stop, start + len(part))
+    return _bounded(groups, stop)
+
+
+def _bounded(groups: dict[int, str], stop: int) -> Made:
+    starts = sorted(groups)
+    return {"bounds": [*starts, stop]}, {f"canvas-{start}": groups[start] for start in starts}
+
+
+def get_canvas(ref: Ref, settings: Settings, slots: slice = slice(None)) -> Canvas:
+    """These slots of a canvas, by default all; no more is read than the parts that hold them."""
+    bounds = facts_of(ref, settings)["bounds"]
+    start, stop, _ = slots.indices(bounds[-1])
+    held = [first for first, end in pairwise(bounds) if first < stop and start < end]
+    found = store_of(settings).get(ref, *(f"canvas-{first}" for first in held)).tensors
+    whole = joined([_canvas(found[f"canvas-{first}"]) for first in held])
+    return whole[start - held[0] : stop - held[0]]
+
+
+def _canvas(group: dict[str, Tensor]) -> Canvas:
+    sources = json.loads(bytes(group["sources"].numpy()))
+    return Canvas(group["images_NCHW"], group["targets_N"], tuple(map(tuple, sources)))
+
+
+def join_canvases(canvases: Iterable[Ref], settings: Settings) -> Made:
+    """One canvas after the other: of the parts that lie in the store already, neither read nor written again."""
+    store, groups, stop = store_of(settings), {}, 0
+    for ref in canvases:
+        entry = store.known(ref)
+        *starts, length = entry.facts["bounds"]
+        groups |= {stop + start: entry.blobs[f"canvas-{start}"] for start in starts}
+        stop += length
+    return _bounded(groups, stop)
 
 
 def put_nearest(near: Nearest, random_N: Tensor) -> Made:
@@ -163,9 +220,8 @@ def get_views(ref: Ref, settings: Settings) -> Views:
 def put_labels(labels: Labels) -> Made:
     """Compact labels: the file as it is published, and what completes it."""
     assert labels.coding is not None
-    file = torch.from_numpy(np.frombuffer(labels.to_bytes(), np.uint8).copy())
     return {"coding": dataclasses.asdict(labels.coding), "side": labels.side}, {
-        "labels": {"parquet": file, "soft_NK": labels.soft_NK.contiguous()}
+        "labels": {"parquet": _bytes(labels.to_bytes()), "soft_NK": labels.soft_NK.contiguous()}
     }
 
 

@@ -14,14 +14,13 @@ from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, studen
 from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import Demanding, Initialiser
+from dd_tasks.initialise import Demanding, Initialiser, cut, first_canvas
 from dd_tasks.label import Labeller, OneHot
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import Recipe, identity
 from dd_tasks.shards import Quarantine
 from dd_tasks.statistics import to_tensors
 from dd_tasks.store import Ref
-from dd_tasks.types import Canvas
 from flows import console, walk
 from flows.settings import Settings
 from flows.stages import stage
@@ -32,6 +31,7 @@ from flows.stored import (
     get_canvas,
     get_labels,
     get_views,
+    join_canvases,
     kept,
     put_candidates,
     put_canvas,
@@ -162,14 +162,14 @@ def _measured(
 def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
     """Real images a class, in one pass over the training part."""
     wanted = data.drawn(initialiser, ipc)
-    ref = Ref("candidates", identity("candidates", 1, data=data.digest, per_class=wanted, seed=seed))
+    ref = Ref("candidates", identity("candidates", 2, data=data.digest, per_class=wanted, seed=seed))
 
     def make() -> Made:
         found = shards.sample_per_class(
             data.source, per_class=wanted, seed=seed, keep=data.is_training, quarantine=Quarantine(data.tolerate),
             track=console.track, asked="ipc" if wanted == ipc else "candidates per class",
         )  # fmt: skip
-        return {"keys": list(found.keys)}, {"candidates": put_candidates(found)}
+        return put_candidates(found, settings)
 
     return kept(ref, f"{wanted} candidates a class", settings, make, ("data", "ipc", "seed"))
 
@@ -187,13 +187,12 @@ def choose_images(
     """The first canvas, all classes."""
     looks = [seat.vote for seat in seats] if initialiser.needs_observers else None
     inputs = {"initialiser": initialiser, "candidates": candidates.digest, "seats": looks, "ipc": ipc, "seed": seed}
-    ref = Ref("canvas", identity("choose", 1, side=data.side, **inputs))
+    ref = Ref("canvas", identity("choose", 2, side=data.side, **inputs))
 
     def make() -> Made:
-        found = get_candidates(candidates, settings)
         studio = studio_of(seats, data, seed, settings)
-        facts, tensors = put_canvas(initialiser.choose(found, ipc, data.side, studio))
-        return facts, {"canvas": tensors}
+        found = get_candidates(candidates, settings)
+        return put_canvas(first_canvas(initialiser, found, ipc, data.side, studio), settings)
 
     made_of: tuple[Ref | str, ...] = (candidates, *voting(seats if looks else ()), "initialiser", "ipc", "seed")
     return kept(ref, f"{ipc} images a class to begin from", settings, make, made_of)
@@ -214,16 +213,16 @@ def recover_panel(
         shape = data.shape
         judged |= {"seats": [ref.digest for ref in by], "scale": [shape.classes, shape.mean, shape.std]}
     place, what = [panel.start, panel.stop, panel.seed], f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})"
-    ref = Ref("panel", identity("recover", 3, **judged, first=panel.begun or first.digest, panel=place))
+    ref = Ref("panel", identity("recover", 4, **judged, first=panel.begun or first.digest, panel=place))
 
     def make() -> Made:
-        canvas = get_canvas(first, settings)[panel.start : panel.stop]
+        canvas = get_canvas(first, settings, slice(panel.start, panel.stop))
         studio = studio_of(seats, data, panel.seed, settings, real, pools)
         made = distill(recipe, canvas, studio, what)
-        facts, tensors = put_canvas(made.canvas)
+        facts, groups = put_canvas(cut(made.canvas), settings)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}
         curves = {k: v.contiguous() for k, v in curves.items()}
-        return {**facts, "image_updates": made.image_updates}, {"canvas": tensors, "curves": curves}
+        return {**facts, "image_updates": made.image_updates}, {**groups, "curves": curves}
 
     made_of: tuple[Ref | str, ...] = ("data", "initialiser", "ipc", "seed", *voting(seats)) if panel.begun else (first,)
     if recipe.schedule.steps:
@@ -239,16 +238,8 @@ def recover_panel(
 @stage("gather the canvas")
 def gather(panels: tuple[Ref, ...], settings: Settings) -> Ref:
     """The panels' canvases as one."""
-    ref = Ref("canvas", identity("gather", 1, panels=[panel.digest for panel in panels]))
-
-    def make() -> Made:
-        parts = [get_canvas(panel, settings) for panel in panels]
-        images_NCHW = torch.cat([part.images_NCHW for part in parts])
-        targets_N = torch.cat([part.targets_N for part in parts])
-        facts, tensors = put_canvas(Canvas(images_NCHW, targets_N, tuple(s for part in parts for s in part.sources)))
-        return facts, {"canvas": tensors}
-
-    return kept(ref, "canvas", settings, make, panels)
+    ref = Ref("canvas", identity("gather", 2, panels=[panel.digest for panel in panels]))
+    return kept(ref, "canvas", settings, lambda: join_canvases(panels, settings), panels)
 
 
 @stage("measure nearness")
@@ -341,7 +332,7 @@ def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -
 def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int, settings: Settings) -> Ref:
     """Random real images whose JPEG files take as many bytes as the distilled images and their labels do."""
     inputs = {"canvas": canvas.digest, "labels": labels.digest, "data": data.digest}
-    ref = Ref("canvas", identity("jpegs", 1, **inputs, seed=seed))
+    ref = Ref("canvas", identity("jpegs", 2, **inputs, seed=seed))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)
@@ -356,8 +347,8 @@ def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int,
             track=console.track, asked="JPEG images per class",
         )  # fmt: skip
         spent, size = jpegs.spend(found, data.side, budget)
-        facts, tensors = put_canvas(spent)
-        return {**facts, "bytes": size, "budget": budget}, {"canvas": tensors}
+        facts, groups = put_canvas(cut(spent), settings)
+        return {**facts, "bytes": size, "budget": budget}, groups
 
     made_of = (canvas, labels, random, "data", "seed")
     return kept(ref, "JPEG images of as many bytes", settings, make, made_of)

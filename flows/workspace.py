@@ -211,9 +211,12 @@ def studio_of(
 @lru_cache(maxsize=1)
 def pool_of(real: Ref, side: int, settings: Settings) -> RealImages:
     """Real images at hand, decoded, on the device."""
-    found, device = get_candidates(real, settings), device_of(settings)
-    images_PCSS = torch.stack([decode(image, side) for image in found.images])
-    return RealImages(images_PCSS.to(device), torch.tensor(found.labels, device=device))
+    device, parts = device_of(settings), []
+    for found in get_candidates(real, settings):
+        images_PCSS = torch.stack([decode(image, side) for image in found.images])
+        parts.append((images_PCSS.to(device), torch.tensor(found.labels, device=device)))
+    images, targets = zip(*parts, strict=True)
+    return RealImages(torch.cat(images), torch.cat(targets))
 
 
 def seed_of(seed: int, *what: object) -> int:
