@@ -1,10 +1,12 @@
 """Seconds a class and peak memory of a recovery, from 10 to 10,000 classes: `python -m benchmarks.growth --data DIR`.
 
 E2D in few steps at 16 px with one tiny observer. The images are CIFAR-10's, made smaller, and a class is a running
-number: six images each, whatever they show, of which the observer, untrained, never sees one. So this measures cost and
-no accuracy. Every size has a process that draws, measures and so on, and then one that finds all of this in the store,
-chooses the first images and recovers them: by panels of one size, again and again from other seeds until there were
-enough of them. Written to benchmarks/results/growth.json and growth.png; `--classes` measures some sizes anew.
+number: six images each, whatever they show, and the observer is as it is before training. So this measures cost and no
+accuracy. Every size has a process that packs shards, one that draws candidates and measures the observer, and one that
+finds all of this in the store, chooses the first images and recovers them, by panels of one size: again and again from
+other seeds until there were enough panels. Seconds a class are those of `flows.recover`, from the submission of the
+panels to the gathered canvas. What a part of a size found lies in `--out` and is not measured again. Written to
+benchmarks/results/growth.json and growth.png.
 """
 
 import argparse
@@ -29,9 +31,12 @@ os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp(prefix="retort-"))
 
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from PIL import Image  # noqa: E402
 from prefect import flow  # noqa: E402
 
+from benchmarks.calls import RESULTS, keep  # noqa: E402
+from benchmarks.plots import Chart, plotted  # noqa: E402
 from dd_tasks import memory  # noqa: E402
 from dd_tasks.committee import seeded, weights_of  # noqa: E402
 from dd_tasks.networks import Shape, build  # noqa: E402
@@ -44,7 +49,7 @@ from flows.recover import recover  # noqa: E402
 from flows.settings import Settings  # noqa: E402
 from flows.stored import facts_of  # noqa: E402
 from flows.tasks import choose_images, draw_candidates, index_shards  # noqa: E402
-from flows.workspace import begun_of, panels_of, seed_of  # noqa: E402
+from flows.workspace import begun_of, machine, panels_of, seed_of  # noqa: E402
 from schemas.spec import RunSpec  # noqa: E402
 
 SIZES = (10, 100, 1_000, 10_000)
@@ -52,7 +57,8 @@ SIDE, IPC, PANEL, ENOUGH = 16, 5, 50, 100  # panels that are timed at least, aft
 WARM = 3
 HELD_OUT = 0.1
 ARCHITECTURE = "thin_resnet4_w32"
-STEPS = {"schedule.phases.0.steps": "6", "schedule.phases.1.steps": "3"}
+STEPS = {"schedule.phases.0.steps": "4", "schedule.phases.1.steps": "2"}
+PARTS = ("pack", "prepare", "recover")
 
 
 def samples(data: str, classes: int) -> Iterator[tuple[str, bytes, str, int]]:
@@ -84,12 +90,14 @@ def committee(folder: Path, shape: Shape) -> Path:
     return file
 
 
-def prepared(data: str, folder: Path, classes: int) -> None:
-    """Shards and a committee for so many classes, unless they are there."""
-    if not (folder / "shards").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        index = pack(samples(data, classes), [str(label) for label in range(classes)], folder / "shards")
-        committee(folder, Shape(classes, SIDE, index.mean, index.std))
+def packed(data: str, folder: Path, classes: int) -> dict[str, Any]:
+    """Shards and a committee for so many classes."""
+    found: dict[str, Any] = {}
+    with stage(found, "pack"):
+        names = [str(label) for label in range(classes)]
+        index = pack(samples(data, classes), names, folder / "shards", overwrite=True)
+    committee(folder, Shape(classes, SIDE, index.mean, index.std))
+    return found
 
 
 @contextmanager
@@ -137,31 +145,95 @@ def specification(folder: Path) -> RunSpec:
     )  # fmt: skip
 
 
-def one(arguments: argparse.Namespace) -> None:
-    """In a process of its own: prints one line of JSON."""
-    (classes,), folder = arguments.classes, arguments.out / str(arguments.classes[0])
+def recoveries(classes: int) -> int:
+    """As many as make ENOUGH panels."""
+    return -(-ENOUGH * PANEL // (classes * IPC))
+
+
+def one(part: str, data: str, folder: Path, classes: int) -> None:
+    """In a process of its own; leaves FOLDER/PART.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    rounds = -(-ENOUGH * PANEL // (classes * IPC)) if arguments.part == "recover" else 0
-    found = measured(specification(folder), Settings(store=str(folder / "store"), device="cpu"), rounds)
-    print(json.dumps({"rounds": rounds, "stages": found}))
+    if part == "pack":
+        found = packed(data, folder, classes)
+    else:
+        rounds = recoveries(classes) if part == "recover" else 0
+        found = measured(specification(folder), Settings(store=str(folder / "store"), device="cpu"), rounds)
+    (folder / f"{part}.json").write_text(json.dumps(found))
+
+
+def head_seconds(classes: int) -> float:
+    """What of one step grows with the classes by nature: the logits of a panel from the features, their cross-entropy
+    and its gradient, and their cross-entropy once more as the crops' hardness. The median of 50."""
+    net = build(ARCHITECTURE, Shape(classes, SIDE)).requires_grad_(False)
+    head = next(module for module in net.modules() if isinstance(module, torch.nn.Linear))
+    features_NE = torch.rand(PANEL, head.in_features, requires_grad=True)
+    targets_N, seconds = torch.arange(PANEL) % classes, []
+    for _ in range(50):
+        start = time.perf_counter()
+        logits_NK = head(features_NE)
+        torch.autograd.grad(F.cross_entropy(logits_NK, targets_N), features_NE)
+        F.cross_entropy(logits_NK.detach(), targets_N, reduction="none")
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def row(data: str, out: Path, classes: int) -> dict[str, Any]:
+    """One size, each part in a process of its own."""
+    stages: dict[str, Any] = {}
+    for part in PARTS:
+        path = out / str(classes) / f"{part}.json"
+        if not path.exists():
+            places = ["--data", data, "--out", str(out), "--classes", str(classes)]
+            subprocess.run([sys.executable, "-m", "benchmarks.growth", *places, "--part", part], check=True)
+        stages = json.loads(path.read_text()) | stages  # what was made then was found later
+    recovery, rounds = stages["recover"], recoveries(classes)
+    steps = recovery["panels"] * sum(map(int, STEPS.values()))
+    return {
+        "classes": classes,
+        "panels": recovery["panels"],
+        "recoveries": rounds,
+        "seconds_a_class": round(recovery["seconds"] / rounds / classes, 5),
+        "seconds_a_class_in_panels": round(recovery["in_panels"] / rounds / classes, 5),
+        "head_share": round(head_seconds(classes) * steps / recovery["in_panels"], 4),
+        "peak_bytes": max(stages[name]["peak_bytes"] for name in ("choose", "recover")),
+        "stages": stages,
+    }
+
+
+def drawn(rows: list[dict[str, Any]]) -> bytes:
+    def line(value: str, unit: float = 1) -> list[tuple[float, float]]:
+        return [(row["classes"], row[value] / unit) for row in rows]
+
+    recovery = {"recovery": line("seconds_a_class"), "of it within panels": line("seconds_a_class_in_panels")}
+    memory = {"choosing the first images, and recovery": line("peak_bytes", 1e9)}
+    return plotted(
+        [Chart("Seconds a class", "classes", recovery), Chart("Peak memory of the process, GB", "classes", memory)]
+    )
+
+
+def spread(rows: list[dict[str, Any]], value: str) -> float:
+    """The most by the least."""
+    return round(max(row[value] for row in rows) / min(row[value] for row in rows), 3)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--data", help="folder of the CIFAR-10 shards")
+    options.add_argument("--data", required=True, help="folder of the CIFAR-10 shards")
     options.add_argument("--classes", type=int, nargs="+", default=SIZES)
     options.add_argument("--out", type=Path, default=Path("runs/growth"))
-    options.add_argument("--part", choices=["prepare", "recover"])
+    options.add_argument("--part", choices=PARTS, help="of each size this one alone, in this process")
     arguments = options.parse_args()
     if arguments.part:
-        one(arguments)
+        for classes in arguments.classes:
+            one(arguments.part, arguments.data, arguments.out / str(classes), classes)
         return
-    for classes in arguments.classes:
-        prepared(arguments.data, arguments.out / str(classes), classes)
-        for part in ("prepare", "recover"):
-            call = [sys.executable, "-m", "benchmarks.growth", "--classes", str(classes), "--part", part]
-            told = subprocess.run([*call, "--out", str(arguments.out)], check=True, stdout=subprocess.PIPE).stdout
-            print(told.decode().splitlines()[-1], flush=True)
+    found = [row(arguments.data, arguments.out, classes) for classes in arguments.classes]
+    about = {"side": SIDE, "ipc": IPC, "panel": PANEL, "observer": ARCHITECTURE, "set": STEPS}
+    spreads = {value: spread(found, value) for value in ("seconds_a_class", "seconds_a_class_in_panels", "peak_bytes")}
+    command = "python -m benchmarks.growth --data CIFAR10"
+    keep("growth", {**about, "command": command, "machine": machine(), "rows": found, "spread": spreads})
+    (RESULTS / "growth.png").write_bytes(drawn(found))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _trials(job: Job) -> int:
 
 def _canvases(job: Job) -> Lines:
     n, values, made = job.images, 3 * job.data.side**2, 1 + _trials(job)
-    images = (made + job.seeds) * n + made * n * (job.panels > 1)  # what a lone panel left is the gathered canvas
+    images = (made + job.seeds) * n  # the gathered canvas is what the panels left
     if job.bytes_row:
         images += round(job.seeds * _published(job) / (JPEG_SHARE * values))
     yield "canvas", images * (values + 8), f"{images} images * (3 * {job.data.side}^2 + 8) bytes"

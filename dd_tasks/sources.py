@@ -59,7 +59,8 @@ def serves(index: ShardIndex, names: Set[str], classes: Sequence[str], only: Seq
     """Whether the index lists all shards of these names, and says of all others that they hold no class in use."""
     if not only:
         return {entry.name for entry in index.shards} == names
-    used = {label for label, name in enumerate(classes) if name in only}
+    wanted = set(only)
+    used = {label for label, name in enumerate(classes) if name in wanted}
     needed = {entry.name for entry in index.shards if entry.classes is None or used.intersection(entry.classes)}
     return index.pixels_per_class is not None and needed <= names <= {entry.name for entry in index.shards}
 
@@ -70,9 +71,10 @@ def of_classes(source: Source, only: Sequence[str]) -> Source:
     InputError for a class that it has not, and for one class alone.
     """
     known, index = source.index.classes, source.index
-    if strangers := [name for name in only if name not in known]:
+    names, wanted = set(known), set(only)
+    if strangers := [name for name in only if name not in names]:
         raise unknown("class", strangers[0], known)
-    ids = [label for label, name in enumerate(known) if name in set(only)]
+    ids = [label for label, name in enumerate(known) if name in wanted]
     if len(ids) == 1:
         raise InputError(f"class {only[0]!r} alone: a run needs two classes or more")
     if len(ids) in (0, len(known)):

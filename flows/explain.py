@@ -109,7 +109,8 @@ def _looked(old: Manifest, data: Data) -> Iterator[str]:
     yield from _shards(old.source, data.source)
     if old.classes != data.source.index.classes:
         now = data.source.index.classes
-        gone, new = (_few([n for n in a if n not in b]) for a, b in ((old.classes, now), (now, old.classes)))
+        was, are = set(old.classes), set(now)
+        gone, new = _few([n for n in old.classes if n not in are]), _few([n for n in now if n not in was])
         yield "classes: " + "; ".join(
             f"{what}: {names}" for what, names in (("removed", gone), ("added", new)) if names
         )

@@ -52,9 +52,10 @@ def shown(key: str, show: Callable[..., R], *content: Any, **more: Any) -> R | N
 
 
 def follow(what: str, begun: Sequence[PrefectFuture[Any]]) -> None:
-    """Wait until all of the submitted stages have ended, and show on the run's page how many have. Within a flow."""
-    key, failed = key_of(what), 0
-    page = shown(key, create_progress_artifact, 0.0, key, _progress(what, 0, len(begun), 0)) if begun else None
+    """Wait until all of the submitted stages have ended, and show on the run's page how many have; of one alone its own
+    state tells that. Within a flow."""
+    key, failed, several = key_of(what), 0, len(begun) > 1
+    page = shown(key, create_progress_artifact, 0.0, key, _progress(what, 0, len(begun), 0)) if several else None
     for ended, future in enumerate(as_completed(list(begun)), 1):
         future.wait()
         failed += not future.state.is_completed()

@@ -17,7 +17,7 @@ from torch import Tensor
 from dd_tasks import presets
 from dd_tasks.errors import InputError
 from dd_tasks.recipe import Recipe
-from flows.engines import TRIES, EngineError, expect, own_of, requests_of
+from flows.engines import ENGINE, TRIES, EngineError, expect, own_of, requests_of
 from flows.settings import Part, Request, Settings
 from schemas.manifest import Manifest
 from schemas.spec import RunSpec
@@ -175,3 +175,37 @@ def test_workers_elsewhere_need_a_server_to_report_to() -> None:
     ):
         expect(Settings(engine="pool:gpus"))
     expect(Settings(engine="ray"))
+
+
+class Walked(tuple):
+    """Faults that count how often one goes through them."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        Walked.times += 1
+        return super().__iter__()
+
+
+def test_nobody_goes_through_the_data_to_start_a_stage(digits: Path, prefect_server: None) -> None:
+    """Or a panel would take the longer the more classes there are."""
+    from prefect import flow
+
+    from flows.stages import stage
+    from flows.tasks import index_shards
+    from flows.workspace import Data
+
+    @stage("look")
+    def look(data: Data, number: int) -> tuple[int, Data]:
+        return number, data
+
+    @flow(task_runner=ENGINE, validate_parameters=False)
+    def run() -> list[tuple[int, Data]]:
+        data = replace(index_shards((f"{digits}/train/*.tar",), (), None, 0.1, 0, 1), faults=Walked())
+        begun = Walked.times
+        found = [look(data, 0), look.submit(data, 1).result(), look.submit(number=2, data=data).result()]
+        assert all(each.faults is data.faults and each == data for _, each in found)
+        assert Walked.times == begun
+        return found
+
+    assert [number for number, _ in run()] == [0, 1, 2]

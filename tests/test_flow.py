@@ -328,7 +328,7 @@ def test_a_panel_that_went_missing_is_made_again(
     (found,) = re.findall(r"panel 0 .*found in the store \(panel/(\w+)\)", caplog.text)
     caplog.clear()
     (panel,) = (store / "panel").glob(f"{found}*.json")
-    blob = json.loads(panel.read_text())["blobs"]["canvas"]
+    blob = json.loads(panel.read_text())["blobs"]["canvas-0"]
     (store / "blobs" / blob).write_bytes(b"altered")
     with caplog.at_level(logging.INFO, "flows"):
         again = distil(quick, artifact, store)

@@ -1,7 +1,9 @@
 """The first canvas: which real images, in which order, and none of them twice."""
 
+import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from dd_tasks import initialise
 from dd_tasks.clusters import nearest_to_centres
 from dd_tasks.decoding import decode
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages
+from dd_tasks.initialise import Collage, Noise, Representatives, WholeImages, first_canvas, joined
 from dd_tasks.shards import Candidates
-from dd_tasks.types import Reading
+from dd_tasks.types import Canvas, Reading
 from dd_tasks.voters import Everyone
 
 NOBODY = tiny.studio(None)
@@ -251,3 +253,90 @@ def test_representatives_can_be_tiles():
     levels = [int(key.split("-")[1]) for key in canvas.sources[0]]
     assert [set(corner.flatten().tolist()) for corner in corners] == [{level} for level in levels]
     assert sorted(level // 50 for level in levels) == [0, 1, 3, 4]
+
+
+def of_three(candidates: Candidates) -> Candidates:
+    """Those of the first three classes."""
+    rows = [row for row, label in enumerate(candidates.labels) if label < 3]
+    return Candidates(*(tuple(column[r] for r in rows) for column in astuple(candidates)))
+
+
+def sha256(canvas: Canvas) -> str:
+    told = (
+        canvas.images_NCHW.contiguous().numpy().tobytes() + repr((canvas.targets_N.tolist(), canvas.sources)).encode()
+    )
+    return hashlib.sha256(told).hexdigest()
+
+
+EVERY = (
+    Noise(),
+    WholeImages(),
+    WholeImages(flip=False),
+    Collage(candidates=8),
+    Representatives(candidates=8),
+    Representatives(candidates=8, flip=True),
+)
+
+
+@pytest.mark.parametrize("side", [16, 17])
+@pytest.mark.parametrize("part", [16, 3, 1])
+@pytest.mark.parametrize("initialiser", EVERY)
+def test_no_pixel_depends_on_the_size_of_parts(initialiser, part, side, monkeypatch):
+    candidates = of_three(tiny.digit_candidates(8))
+    whole = initialiser.choose(candidates, 5, side, tiny.studio(seed=5))
+    monkeypatch.setattr(initialise, "PART", part)
+    assert sha256(initialiser.choose(candidates, 5, side, tiny.studio(seed=5))) == sha256(whole)
+
+
+@pytest.mark.parametrize("side", [16, 17])
+def test_noise_in_parts_is_what_the_generator_gives_at_once(side, monkeypatch):
+    monkeypatch.setattr(initialise, "PART", 1)
+    at_once_NCSS = torch.randn(21, 3, side, side, generator=tiny.generator(5))
+    mean_C11, std_C11 = (torch.tensor(x).view(3, 1, 1) for x in (tiny.MEAN, tiny.STD))
+    images_NCSS = ((at_once_NCSS * std_C11 + mean_C11).clamp(0, 1) * 255).round().to(torch.uint8)
+    parts = list(Noise().parts((), 7, side, tiny.studio(seed=5)))
+    assert len(parts) == 2 and torch.equal(joined([part for _, part in parts]).images_NCHW, images_NCSS)
+
+
+@pytest.mark.parametrize("initialiser", [WholeImages(), Representatives(candidates=8, flip=True)])
+def test_mirroring_is_drawn_in_the_order_of_the_canvas(initialiser):
+    candidates, studio = of_three(tiny.digit_candidates(8)), tiny.studio(seed=5)
+    canvas = initialiser.choose(candidates, 5, 16, tiny.studio(seed=5))
+    for _ in range(3 if isinstance(initialiser, Representatives) else 0):
+        studio.new_seed()
+    flips_N = torch.rand(15, generator=studio.rng) < 0.5
+    plain_NCSS = images_of(candidates, canvas.sources)
+    assert torch.equal(canvas.images_NCHW, torch.where(flips_N[:, None, None, None], plain_NCSS.flip(3), plain_NCSS))
+
+
+def test_candidates_may_come_class_by_class():
+    candidates = of_three(tiny.digit_candidates(8))
+    each = [
+        Candidates(*(tuple(column[r] for r in rows) for column in astuple(candidates)))
+        for rows in initialise.by_class(candidates)
+    ]
+    for initialiser in (WholeImages(), Collage(candidates=8), Representatives(candidates=8)):
+        parts = sorted(first_canvas(initialiser, each, 2, 16, tiny.studio(seed=5)), key=lambda part: part[0])
+        whole = initialiser.choose(candidates, 2, 16, tiny.studio(seed=5))
+        assert sha256(joined([canvas for _, canvas in parts])) == sha256(whole)
+
+
+def test_parts_are_of_a_size_that_does_not_depend_on_the_number_of_classes():
+    for classes in (3, 1000):
+        sizes = [len(part) for _, part in Noise().parts((), 2, 64, tiny.studio(classes=classes))]
+        assert sum(sizes) == 2 * classes and max(sizes) <= initialise.most_slots(64) == 336
+
+
+def test_an_initialiser_that_makes_all_at_once_is_cut_into_parts(monkeypatch):
+    class Inverted(WholeImages):
+        def choose(self, candidates, ipc, side, studio):
+            canvas = super().choose(candidates, ipc, side, studio)
+            return replace(canvas, images_NCHW=255 - canvas.images_NCHW)
+
+    monkeypatch.setattr(initialise, "PART", 4)
+    candidates = of_three(tiny.digit_candidates(8))
+    parts = list(first_canvas(Inverted(), (candidates,), 2, 16, tiny.studio(seed=5)))
+    assert [start for start, _ in parts] == [0, 4]
+    assert sha256(joined([canvas for _, canvas in parts])) == sha256(
+        Inverted().choose(candidates, 2, 16, tiny.studio(seed=5))
+    )
