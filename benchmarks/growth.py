@@ -57,7 +57,7 @@ SIDE, IPC, PANEL, ENOUGH = 16, 5, 50, 100  # panels that are timed at least, aft
 WARM = 3
 HELD_OUT = 0.1
 ARCHITECTURE = "thin_resnet4_w32"
-STEPS = {"schedule.phases.0.steps": "4", "schedule.phases.1.steps": "2"}
+STEPS = {"schedule.phases.0.steps": "3", "schedule.phases.1.steps": "2"}
 PARTS = ("pack", "prepare", "recover")
 
 

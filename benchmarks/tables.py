@@ -267,7 +267,31 @@ def engines() -> str:
     return "\n".join(parts)
 
 
-TABLES = runs, comparisons, labels, implied, large, plans, engines, curves, noise, digits
+def growth() -> str:
+    """Markdown: seconds a class and memory of a recovery by the number of classes."""
+    parts = []
+    for found in (found for found in results() if found["benchmark"] == "growth"):
+        parts += [
+            "",
+            "| classes | panels timed | seconds a class | of it within panels | of that the head | peak memory |",
+            "|---:|---:|---:|---:|---:|---:|",
+        ]
+        parts += [
+            f"| {row['classes']:,} | {row['panels']:,} | {row['seconds_a_class']:.4f} "
+            f"| {row['seconds_a_class_in_panels']:.4f} | {row['head_share']:.1%} | {size(row['peak_bytes'])} |"
+            for row in found["rows"]
+        ]
+        most = found["spread"]
+        told = (
+            "The head is the observer's last layer and its softmax. The most seconds a class are "
+            f"{most['seconds_a_class']:.2f} times the least, the most memory {most['peak_bytes']:.2f} times."
+        )
+        parts += ["", told, "", "![seconds a class, and memory](benchmarks/results/growth.png)", ""]
+        parts += [f"`{found['command']}` on {found['machine']}.", ""]
+    return "\n".join(parts)
+
+
+TABLES = runs, comparisons, labels, implied, large, plans, engines, growth, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:

@@ -149,7 +149,8 @@ def put_canvas(parts: Iterable[Part], settings: Settings) -> Made:
 
     The group of slots [start, stop) is `canvas-START`; `bounds` are the starts, and where the last part stops.
     """
-    store, groups, stop = store_of(settings), {}, 0
+    store, stop = store_of(settings), 0
+    groups: dict[int, str] = {}
     for start, part in parts:
         pixels = {"images_NCHW": part.images_NCHW.contiguous(), "targets_N": part.targets_N.contiguous()}
         groups[start] = store.put_group({**pixels, "sources": _bytes(json.dumps(part.sources).encode())})
@@ -179,7 +180,8 @@ def _canvas(group: dict[str, Tensor]) -> Canvas:
 
 def join_canvases(canvases: Iterable[Ref], settings: Settings) -> Made:
     """One canvas after the other: of the parts that lie in the store already, neither read nor written again."""
-    store, groups, stop = store_of(settings), {}, 0
+    store, stop = store_of(settings), 0
+    groups: dict[int, str] = {}
     for ref in canvases:
         entry = store.known(ref)
         *starts, length = entry.facts["bounds"]
