@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -161,7 +160,9 @@ class Store(Folder):
                 yield (file := Filling(raw))
                 raw.flush()
                 os.fsync(raw.fileno())
-            partial.replace(self.path("blobs", file.sha256))
+            path = self.path("blobs", file.sha256)
+            partial.replace(path)
+            _checked[path] = _state(path), file.sha256
         finally:
             partial.unlink(missing_ok=True)
 
@@ -172,7 +173,7 @@ class Store(Folder):
         if entry is None or group not in entry.blobs:
             return None
         path = self.path("blobs", entry.blobs[group])
-        if not os.path.isfile(path) or _checked(path, _state(path)) != entry.blobs[group]:
+        if not os.path.isfile(path) or _sha256_of(path) != entry.blobs[group]:
             log.warning("%s: its %s is missing or altered in the store; made again", ref, group)
             return None
         self._use(ref, entry)
@@ -226,8 +227,13 @@ def _state(path: str) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-@lru_cache(maxsize=64)
-def _checked(path: str, state: tuple[int, ...]) -> str:
-    """The sha256 of a file in this state."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256_of(path: str) -> str:
+    """Of a large file; read once a process, and again when it was touched."""
+    state = _state(path)
+    if _checked.get(path, ((), ""))[0] != state:
+        with open(path, "rb") as file:
+            _checked[path] = state, hashlib.file_digest(file, "sha256").hexdigest()
+    return _checked[path][1]
+
+
+_checked: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> its state when it was read, and the sha256
