@@ -94,8 +94,8 @@ def test_the_file_is_keyed_by_what_shards_hold_and_not_by_their_names(tmp_path, 
     assert everything(cached(moved, store).batches(16, seed=0)) == everything(cached(source, store).batches(16, seed=0))
 
 
-def test_other_processes_map_the_same_file(source, store):
-    """A write to what is mapped reaches neither the file nor another process."""
+def test_what_is_mapped_is_the_file_of_the_store(source, store):
+    """Which a write to what is mapped does not reach."""
     cached(source, store)
     before = images(store).read_bytes()
     found = cached(source, store)
