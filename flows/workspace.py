@@ -149,13 +149,13 @@ def voting(seats: tuple[Seat, ...]) -> tuple[Ref, ...]:
     return tuple(ref for seat in seats for ref in (seat.weights, seat.prior) if ref)
 
 
-_feeds: dict[tuple[str, str], Feed] = {}
+_feeds: dict[tuple[str, str, str], Feed] = {}
 
 
 def feed_of(data: Data, part: str, settings: Settings) -> Feed:
     """The `training`, `held-out` or `test` images; where they fit into memory decoded once, for all that share a store
     on this machine."""
-    key = (f"{data.digest} {data.test.digest if data.test else ''}", part)
+    key = (f"{data.digest} {data.test.digest if data.test else ''}", part, settings.store)
     if key not in _feeds:
         if len(_feeds) > 6:
             _feeds.clear()
