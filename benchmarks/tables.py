@@ -291,7 +291,26 @@ def growth() -> str:
     return "\n".join(parts)
 
 
-TABLES = runs, comparisons, labels, implied, large, plans, engines, growth, curves, noise, digits
+def stream() -> str:
+    """Markdown: images a second on one core."""
+    parts = []
+    for found in (found for found in results() if found["benchmark"] == "stream"):
+        by_side: dict[int, dict[str, Any]] = {}
+        for row in found["rows"]:
+            by_side.setdefault(row["side"], {})[row["way"]] = row
+        heads = " | ".join(f"{side} px | of tarfile's" for side in by_side)
+        parts += ["", f"| images a second, one core | {heads} |", "|---|" + "---:|---:|" * len(by_side)]
+        for way in next(iter(by_side.values())):
+            rows = (rows[way] for rows in by_side.values())
+            cells = (f"{row['images_a_second']:,} | {row['of_tarfile']:.2f}" for row in rows)
+            parts.append(f"| {way} | {' | '.join(cells)} |")
+        told = {row["side"]: f"{row['images']:,} images of {row['of']}" for row in found["rows"]}
+        about = "; ".join(f"{side} px: {what}" for side, what in told.items())
+        parts += ["", f"`{found['command']}` on {found['machine']}. {about}.", ""]
+    return "\n".join(parts)
+
+
+TABLES = runs, comparisons, labels, implied, large, plans, engines, stream, growth, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:

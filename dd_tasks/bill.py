@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from dd_tasks import plan
+from dd_tasks.feeds import MEMORY_BYTES
 from dd_tasks.footprint import footprint
-from dd_tasks.job import MEMORY_BYTES, Job
+from dd_tasks.job import Job
 from dd_tasks.rates import start_seconds, timed
 from schemas.calibration import Calibration
 from schemas.plan import Bytes, Plan, Totals, Work

@@ -22,7 +22,10 @@ FLUSH = 1 << 20  # pixels; counting few at a time costs more than the counting
 
 
 def decode_whole(image: bytes) -> Tensor:
-    """uint8 [3, H, W] of a JPEG, PNG or WebP: grey and CMYK converted, alpha dropped. ValueError with the reason."""
+    """uint8 [3, H, W] of a JPEG, PNG or WebP: grey and CMYK converted, alpha dropped. ValueError with the reason.
+
+    On the processor also where a GPU is at hand: nvJPEG's pixels are others, and results would depend on the machine.
+    """
     import torchvision.io  # noqa: F401  # registers the operator; takes seconds
 
     width, height = _size_of_png(image) or _size_of_jpeg(image) or _size_by_pillow(image)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+MEMORY_BYTES = 4 << 30  # of decoded images that are kept at hand; more are read anew every time
 
 
 def number(*what: object) -> int:
@@ -55,20 +56,46 @@ class InMemory:
         return len(self.labels_N)
 
     def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]:
-        stop = self.samples - self.samples % size if drop_last else self.samples
-        if seed is None:
-            yield from (
-                Batch(self.images_NCHW[i : i + size], self.labels_N[i : i + size]) for i in range(0, stop, size)
-            )
-            return
-        rng = torch.Generator().manual_seed(number(seed, epoch) >> 1)
-        order_N = torch.randperm(self.samples, generator=rng)[:stop].to(self.labels_N.device)
-        for rows in order_N.split(size):
-            yield Batch(self.images_NCHW[rows], self.labels_N[rows])
+        for rows in _batches(self.samples, size, seed, epoch, drop_last):
+            yield self.at(rows)
+
+    def at(self, rows: slice | Tensor) -> Batch:
+        rows = rows.to(self.labels_N.device) if isinstance(rows, Tensor) else rows
+        return Batch(self.images_NCHW[rows], self.labels_N[rows])
 
     def keyed(self, size: int) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
         assert len(self.keys) == self.samples, (len(self.keys), self.samples)
         yield from ((self.images_NCHW[i : i + size], self.keys[i : i + size]) for i in range(0, self.samples, size))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of these rows, int64 and rising, of which no copy is held."""
+
+    whole: InMemory
+    rows_N: Tensor
+
+    @property
+    def samples(self) -> int:
+        return len(self.rows_N)
+
+    def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]:
+        for rows in _batches(self.samples, size, seed, epoch, drop_last):
+            yield self.whole.at(self.rows_N[rows])
+
+    def keyed(self, size: int) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        for rows in self.rows_N.split(size):
+            yield self.whole.images_NCHW[rows], tuple(self.whole.keys[row] for row in rows.tolist())
+
+
+def _batches(samples: int, size: int, seed: int | None, epoch: int, drop_last: bool) -> Iterator[slice | Tensor]:
+    """The rows of each batch."""
+    stop = samples - samples % size if drop_last else samples
+    if seed is None:
+        yield from (slice(i, min(i + size, stop)) for i in range(0, stop, size))
+        return
+    rng = torch.Generator().manual_seed(number(seed, epoch) >> 1)
+    yield from torch.randperm(samples, generator=rng)[:stop].split(size)
 
 
 def shuffled(items: Iterable[T], buffer: int, rng: random.Random) -> Iterator[T]:

@@ -10,6 +10,7 @@ from typing import Literal
 from dd_tasks.anatomy import anatomy
 from dd_tasks.committee import ObserverRecipe
 from dd_tasks.compact import COARSEST, FEWEST, FINEST
+from dd_tasks.feeds import MEMORY_BYTES
 from dd_tasks.job import Job, grouped
 from dd_tasks.plan import LOGIT_BYTES, compact_label_bytes, exact_label_bytes, labelled_views
 from dd_tasks.recipe import voters_in
@@ -20,6 +21,7 @@ VIEW_FIELDS = 86  # bytes of a view in the store but its logits
 IMAGE_ROW, TABLE_BYTES = 50, 5000  # of a row of the table images but its PNG file and soft label; of the file itself
 PAGE_BYTES = 75_000  # of report, card, manifest and Croissant but the pictures
 CANDIDATE = 16  # bytes of a candidate but its file
+KEY_BYTES = 32  # of a decoded image's key and label
 JPEG_SHARE = 0.2  # of a JPEG file of an image's pixel values
 SHOWN, ENLARGED = (4, 10), 1.25  # images a class and classes in the preview; its bytes over those of their own files
 FLOAT = 4
@@ -44,7 +46,7 @@ def label_bytes(job: Job) -> int:
 
 def footprint(job: Job) -> tuple[Bytes, ...]:
     """Every line of the bytes, of the store and of the artifact."""
-    store = chain(_networks(job), _drawn(job), _canvases(job), _labels(job))
+    store = chain(_networks(job), _decoded(job), _drawn(job), _canvases(job), _labels(job))
     places: tuple[tuple[Literal["store", "artifact"], Lines], ...] = (("store", store), ("artifact", _artifact(job)))
     return tuple(
         Bytes(where=where, kind=kind, bytes=count, formula=grouped(text))
@@ -76,6 +78,14 @@ def _checkpoints(member: ObserverRecipe) -> int:
     """Of how many epochs weights are kept; the last ones once."""
     every = member.keep_every
     return len({*range(every, member.epochs + 1, every), member.epochs}) if every else 1
+
+
+def _decoded(job: Job) -> Lines:
+    """Real images as `dd_tasks.pixels` keeps them, in a store on the machine's own disk."""
+    values = 3 * job.data.side**2
+    images = sum(count for count in (job.data.images, job.data.test) if count * values <= MEMORY_BYTES)
+    if images:
+        yield "pixels", images * (values + KEY_BYTES), f"{images} images * (3 * {job.data.side}^2 + {KEY_BYTES}) bytes"
 
 
 def _drawn(job: Job) -> Lines:

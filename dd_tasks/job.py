@@ -6,12 +6,11 @@ from math import ceil
 from typing import Any
 
 from dd_tasks.committee import Member, ObserverRecipe
+from dd_tasks.feeds import MEMORY_BYTES
 from dd_tasks.label import Labeller
 from dd_tasks.recipe import Recipe
 from dd_tasks.students import StudentRecipe
 from schemas.plan import Extent, Work
-
-MEMORY_BYTES = 4 << 30  # of decoded images that are kept at hand; more are read anew every time
 
 
 @dataclass(frozen=True)

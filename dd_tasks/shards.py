@@ -19,7 +19,7 @@ from webdataset.shardlists import expand_urls
 
 from dd_tasks.decoding import PixelStatistics, decode, decode_whole
 from dd_tasks.errors import InputError
-from dd_tasks.feeds import Batch, Feed, InMemory, number, shuffled
+from dd_tasks.feeds import MEMORY_BYTES, Batch, Feed, InMemory, number, shuffled
 from dd_tasks.sources import Source, noted, of_classes, serves
 from dd_tasks.tars import (
     IMAGE_SUFFIXES,
@@ -207,7 +207,7 @@ def stream(source: Source, *, quarantine: Quarantine, shuffle_shards_seed: int |
     The order follows from the shards' content and the seed. InputError for a shard that is missing, cut short or
     damaged, or no longer the one that was indexed.
     """
-    shards = sorted(zip(source.index.shards, source.urls, strict=True), key=lambda pair: pair[0].sha256)
+    shards = in_order(source)
     if shuffle_shards_seed is not None:
         random.Random(f"shards {shuffle_shards_seed}").shuffle(shards)
     numbers = {label: number for number, label in enumerate(source.ids)}
@@ -220,6 +220,11 @@ def stream(source: Source, *, quarantine: Quarantine, shuffle_shards_seed: int |
                 yield replace(sample, label=numbers[sample.label])
         if shard.sha256 != entry.sha256:
             raise InputError(f"shard {url!r} is no longer the one that was indexed: its sha256 differs")
+
+
+def in_order(source: Source) -> list[tuple[ShardEntry, str]]:
+    """The shards and where they lie, in an order that follows from their content."""
+    return sorted(zip(source.index.shards, source.urls, strict=True), key=lambda pair: pair[0].sha256)
 
 
 def held_out(key: str, share: float) -> bool:
@@ -250,25 +255,26 @@ class Streaming:
     def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]:
         shards_seed = None if seed is None else number(seed, epoch)
         samples = stream(self.source, quarantine=self.quarantine, shuffle_shards_seed=shards_seed)
-        decoded = _decoded(samples, self.side, self.keep, self.quarantine)
+        images = decoded(samples, self.side, self.keep, self.quarantine)
         if seed is not None:
-            decoded = shuffled(decoded, self.buffer, random.Random(f"buffer {seed} {epoch}"))
-        while chunk := list(islice(decoded, size)):
+            images = shuffled(images, self.buffer, random.Random(f"buffer {seed} {epoch}"))
+        while chunk := list(islice(images, size)):
             if len(chunk) == size or not drop_last:
-                _, images, labels = zip(*chunk, strict=True)
-                yield Batch(torch.stack(images), torch.tensor(labels))
+                _, images_CSS, labels = zip(*chunk, strict=True)
+                yield Batch(torch.stack(images_CSS), torch.tensor(labels))
 
     def keyed(self, size: int) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
         samples = stream(self.source, quarantine=self.quarantine)
-        decoded = _decoded(samples, self.side, self.keep, self.quarantine)
-        while chunk := list(islice(decoded, size)):
-            keys, images, _ = zip(*chunk, strict=True)
-            yield torch.stack(images), keys
+        images = decoded(samples, self.side, self.keep, self.quarantine)
+        while chunk := list(islice(images, size)):
+            keys, images_CSS, _ = zip(*chunk, strict=True)
+            yield torch.stack(images_CSS), keys
 
 
-def _decoded(
+def decoded(
     samples: Iterable[Sample], side: int, keep: Keep, quarantine: Quarantine
 ) -> Iterator[tuple[str, Tensor, int]]:
+    """Key, uint8 image_CSS and label of those whose key is kept; what cannot be decoded goes to the quarantine."""
     for sample in samples:
         if not keep(sample.key):
             continue
@@ -280,23 +286,29 @@ def _decoded(
             yield sample.key, image_CSS, sample.label
 
 
+def fits(source: Source, side: int, memory_bytes: int = MEMORY_BYTES) -> bool:
+    """Whether all images, decoded, take no more."""
+    return source.index.samples * 3 * side * side <= memory_bytes
+
+
 def feed(
     source: Source,
     *,
     side: int,
     keep: Keep = keep_all,
     quarantine: Quarantine,
-    memory_bytes: int = 4 << 30,
+    memory_bytes: int = MEMORY_BYTES,
     track: Track = untracked,
 ) -> Feed:
     """The samples whose key is kept, S x S: in memory when all would fit into `memory_bytes`, else read every epoch.
 
     InputError when none is kept.
     """
-    most, image_bytes = source.index.samples, 3 * side * side
+    most = source.index.samples
     served: Feed
-    if most * image_bytes > memory_bytes:
-        served = Streaming(source, side, keep, max(1, min(SHUFFLE_BUFFER, memory_bytes // image_bytes)), quarantine)
+    if not fits(source, side, memory_bytes):
+        buffer = max(1, min(SHUFFLE_BUFFER, memory_bytes // (3 * side * side)))
+        served = Streaming(source, side, keep, buffer, quarantine)
     else:
         images_NCHW, labels_N = (
             torch.empty(most, 3, side, side, dtype=torch.uint8),
@@ -304,7 +316,7 @@ def feed(
         )
         samples = track(stream(source, quarantine=quarantine), "reading images", most)
         keys: list[str] = []
-        for row, (key, image_CSS, label) in enumerate(_decoded(samples, side, keep, quarantine)):
+        for row, (key, image_CSS, label) in enumerate(decoded(samples, side, keep, quarantine)):
             images_NCHW[row], labels_N[row] = image_CSS, label
             keys.append(key)
         served = InMemory(images_NCHW[: len(keys)], labels_N[: len(keys)], tuple(keys))

@@ -8,10 +8,14 @@ missing. Writers of one result may come together: the last entry stands, whole.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from torch import Tensor
@@ -20,6 +24,7 @@ from dd_tasks.errors import InputError
 from dd_tasks.folder import PAUSES, Folder
 
 log = logging.getLogger(__name__)
+BUFFER = 1 << 20  # bytes of a large file that are written at once
 IN_USE = timedelta(hours=1)  # an entry found after more than that is written again, so that it counts as young
 
 
@@ -100,7 +105,7 @@ class Store(Folder):
         self, ref: Ref, facts: Mapping[str, Any], inputs: Iterable[Ref] = (), **groups: Mapping[str, Tensor] | str
     ) -> Ref:
         """Store JSON facts and groups of tensors, made of other results; the entry appears whole or not at all. A group
-        that is there already is told by its sha256, as `put_group` returns it."""
+        that is there already, or a file that was filled, is told by its sha256, as `put_group` returns it."""
         blobs = {name: group if isinstance(group, str) else self.put_group(group) for name, group in groups.items()}
         self.write(self._entry(ref), Entry(dict(facts), blobs, tuple(inputs)).to_bytes(), durable=True)
         return ref
@@ -117,10 +122,13 @@ class Store(Folder):
             if self._blob(sha256) is None:
                 log.warning("%s: its %s is missing or altered in the store; made again", ref, name)
                 return None
+        self._use(ref, entry)
+        return dict(entry.facts)
+
+    def _use(self, ref: Ref, entry: Entry) -> None:
         written = self.written(self._entry(ref))
         if written is not None and datetime.now(UTC) - written > IN_USE:
             self.write(self._entry(ref), entry.to_bytes())
-        return dict(entry.facts)
 
     def get(self, ref: Ref, *groups: str) -> Result:
         """The facts of a stored result and the groups of its tensors that are named. Missing where any is."""
@@ -133,6 +141,37 @@ class Store(Folder):
                 )
             tensors[name] = safetensors.torch.load(blob)
         return Result(entry.facts, tensors)
+
+    @contextmanager
+    def filling(self, name: str) -> Iterator["Filling"]:
+        """A large file of a store on this machine, to be written piece by piece. Once the block is left it is there
+        whole, under its sha256; or, after an exception, not at all."""
+        assert self.local
+        partial = Path(self.path("blobs", f"{name}.{uuid.uuid4().hex}.partial"))
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb", buffering=BUFFER) as raw:
+                yield (file := Filling(raw))
+                raw.flush()
+                os.fsync(raw.fileno())
+            path = self.path("blobs", file.sha256)
+            partial.replace(path)
+            _checked[path] = _state(path), file.sha256
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def file(self, ref: Ref, group: str) -> str | None:
+        """Where a group that was filled lies on this machine, to be mapped; None where it is not there and whole. Its
+        content is checked once a process, and again where it was touched since. Counts as a use, as `find` does."""
+        entry = self.entry(ref) if self.local else None
+        if entry is None or group not in entry.blobs:
+            return None
+        path = self.path("blobs", entry.blobs[group])
+        if not os.path.isfile(path) or _sha256_of(path) != entry.blobs[group]:
+            log.warning("%s: its %s is missing or altered in the store; made again", ref, group)
+            return None
+        self._use(ref, entry)
+        return path
 
     def size(self, refs: Iterable[Ref]) -> int:
         """Bytes of results that are there: their entries and blobs, each once. Missing where one is."""
@@ -168,3 +207,36 @@ class Store(Folder):
     def _blob(self, sha256: str) -> bytes | None:
         data = self.read(self.path("blobs", sha256), small=False)
         return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+class Filling:
+    """A file that is being written, and the sha256 of what was written so far."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._sha256 = raw, hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._raw.write(data)
+        self._sha256.update(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Changes whenever a file is written or replaced."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _sha256_of(path: str) -> str:
+    """Of a large file; read once a process, and again when it was touched."""
+    state = _state(path)
+    if _checked.get(path, ((), ""))[0] != state:
+        with open(path, "rb") as file:
+            _checked[path] = state, hashlib.file_digest(file, "sha256").hexdigest()
+    return _checked[path][1]
+
+
+_checked: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> its state when it was read, and the sha256

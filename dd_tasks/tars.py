@@ -13,7 +13,9 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -22,7 +24,11 @@ from dd_tasks.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 CLASS_SUFFIX = "cls"
+SUFFIXES = frozenset((*IMAGE_SUFFIXES, CLASS_SUFFIX))
 MOST_BYTES = 1 << 28  # of one member
+CHUNK = 1 << 20  # bytes that are read at a time
+NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$").match
+OCTAL = re.compile(rb"[0-7]+").fullmatch
 Parts = list[tuple[str, bytes]]  # (suffix, content) of one key
 
 log = logging.getLogger(__name__)
@@ -153,18 +159,82 @@ def read_beside(folder: str, name: str) -> str | None:
 
 
 class Tape:
-    """Counts and digests what is read through it, and knows how many zero bytes it ended with so far."""
+    """Read forward alone, in large chunks; counts and digests all that it reads, and knows how many zero bytes it ended
+    with so far."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw, self.size, self.zeros, self.sha256 = raw, 0, 0, hashlib.sha256()
+        self._chunk, self._at = b"", 0
+
+    def tell(self) -> int:
+        return self.size - len(self._chunk) + self._at
+
+    def peek(self, size: int) -> bytes:
+        """What `read` would return, without moving."""
+        if len(self._chunk) - self._at < size:
+            self._load(size)
+        return self._chunk[self._at : self._at + size]
 
     def read(self, size: int) -> bytes:
-        chunk = self.raw.read(size)
-        self.size += len(chunk)
-        self.sha256.update(chunk)
-        zeros = len(chunk) - len(chunk.rstrip(b"\0"))
-        self.zeros = self.zeros + zeros if zeros == len(chunk) else zeros
-        return chunk
+        data = self.peek(size)
+        self._at += len(data)
+        return data
+
+    def seek(self, position: int) -> None:
+        """Forward, at most to the end. tarfile.StreamError for a place that lies behind."""
+        if position < self.tell():
+            raise tarfile.StreamError("a shard is read forward alone")
+        while (ahead := position - self.tell()) and self.read(min(ahead, CHUNK)):
+            pass
+
+    def finish(self) -> None:
+        """Read to the end."""
+        while self.read(CHUNK):
+            pass
+
+    def _load(self, size: int) -> None:
+        parts, have = [self._chunk[self._at :]], len(self._chunk) - self._at
+        while have < size and (part := self.raw.read(CHUNK)):
+            self.size += len(part)
+            self.sha256.update(part)
+            zeros = len(part) - len(part.rstrip(b"\0"))
+            self.zeros = self.zeros + zeros if zeros == len(part) else zeros
+            parts.append(part)
+            have += len(part)
+        self._chunk, self._at = b"".join(parts), 0
+
+
+class Member(tarfile.TarInfo):
+    """A member's header. Of an ordinary file's only name and size are looked at: with small images most of the work is
+    headers."""
+
+    __slots__ = ()
+
+    @classmethod
+    def fromtarfile(cls, tar: Any) -> Any:
+        tape: Tape = tar.fileobj
+        found = None if tar.pax_headers else _ordinary(tape.peek(tarfile.BLOCKSIZE))
+        if found is None:
+            return super().fromtarfile(tar)
+        name, size = found
+        member = cls(name.decode(tar.encoding, tar.errors))
+        member.size, member.offset = size, tape.tell()
+        tape.read(tarfile.BLOCKSIZE)
+        member.offset_data = member.offset + tarfile.BLOCKSIZE
+        tar.offset = member.offset_data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return member
+
+
+def _ordinary(header: bytes) -> tuple[bytes, int] | None:
+    """Name and size of an ordinary file; None for whatever else a header says, and for one that is damaged."""
+    name, _, _ = header[:100].partition(b"\0")
+    size, checksum = (header[at:end].strip(b" \0") for at, end in ((124, 136), (148, 156)))
+    ours = header[156:157] in (b"0", b"\0") and not header[345:346].strip(b"\0") and name and name[-1:] != b"/"
+    if not (ours and len(header) == tarfile.BLOCKSIZE and OCTAL(size) and OCTAL(checksum)):
+        return None
+    # The sum of all bytes, with spaces for the sum itself; most of them are zeros, which are faster left out.
+    found = sum(header.translate(None, b"\0")) - sum(header[148:156]) + 8 * ord(" ")
+    return (name, int(size, 8)) if found == int(checksum, 8) else None
 
 
 @dataclass
@@ -175,44 +245,55 @@ class Shard:
     size: int = 0
     sha256: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         return base_name(self.url)
 
     def groups(self) -> Iterator[tuple[str, Parts]]:
         """Neighbours of one key, images and classes only, in file order. InputError when cut short or damaged."""
-        for key, group in groupby(self._members(), key=lambda member: member[0]):
+        for key, group in groupby(self._members(), key=itemgetter(0)):
             yield key, [(suffix, content) for _, suffix, content in group]
 
     def _members(self) -> Iterator[tuple[str, str, bytes]]:
         with open_binary(self.url) as raw:
             tape = Tape(raw)
             try:
-                with tarfile.open(fileobj=cast(BinaryIO, tape), mode="r|") as tar:
-                    yield from _wanted(tar)
+                with tarfile.open(fileobj=cast(BinaryIO, tape), mode="r:", tarinfo=Member) as tar:
+                    yield from _wanted(tar, tape)
                     end = tar.offset
             except tarfile.TarError as error:
                 raise InputError(f"shard {self.url!r} is cut short or not a plain tar: {error}") from error
-            while tape.read(1 << 20):
-                pass
+            tape.finish()
         _expect_marker(self.url, tape, end)
         self.size, self.sha256 = tape.size, tape.sha256.hexdigest()
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """(key, suffix) by WebDataset's convention: the suffix starts at the first dot of the base name."""
-    found = re.match(r"((?:.*/|)[^.]+)[.]([^/]*)$", name)
+    found = NAME(name)
     return (found[1], found[2].lower()) if found and not name.startswith("__") else None  # __x__ describes the shard
 
 
-def _wanted(tar: Any) -> Iterator[tuple[str, str, bytes]]:
+def _wanted(tar: Any, tape: Tape) -> Iterator[tuple[str, str, bytes]]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # tarfile remembers each, and a shard may hold millions
         named = split_name(member.name)
-        if not member.isreg() or not named or named[1] not in (*IMAGE_SUFFIXES, CLASS_SUFFIX):
+        if not named or named[1] not in SUFFIXES or not member.isreg():
             continue
-        content = tar.extractfile(member) if member.size <= MOST_BYTES else None
-        yield *named, content.read() if content else b""
+        yield *named, _content(tar, member, tape)
+
+
+def _content(tar: Any, member: Any, tape: Tape) -> bytes:
+    """Nothing of a member above MOST_BYTES. tarfile.ReadError when it is cut short."""
+    if member.size > MOST_BYTES:
+        return b""
+    if member.issparse():
+        return bytes(tar.extractfile(member).read())
+    tape.seek(member.offset_data)
+    content = tape.read(member.size)
+    if len(content) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content
 
 
 def _expect_marker(url: str, tape: Tape, end: int) -> None:
@@ -243,12 +324,13 @@ def _sample(shard: str, key: str, parts: Parts, classes: int) -> Sample:
 
 def samples_of(shard: Shard, classes: int, quarantine: Quarantine) -> Iterator[Sample]:
     """The sound samples of one shard; what is wrong with the others goes to the quarantine."""
+    name = shard.name
     for key, parts in shard.groups():
-        if quarantine.holds(shard.name, key):
+        if quarantine.holds(name, key):
             continue
         try:
-            sample = _sample(shard.name, key, parts, classes)
+            sample = _sample(name, key, parts, classes)
         except ValueError as error:
-            quarantine.add(shard.name, key, str(error))
+            quarantine.add(name, key, str(error))
         else:
             yield sample

@@ -78,13 +78,13 @@ def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Re
 
     def make() -> Made:
         made = committee.train(
-            recipe, data.shape, feed_of(data, "training"), feed_of(data, "held-out"),
+            recipe, data.shape, feed_of(data, "training", settings), feed_of(data, "held-out", settings),
             device=device_of(settings), track=console.track,
         )  # fmt: skip
         checkpoints = {f"epoch-{epoch}": weights for epoch, weights in made.checkpoints.items()}
         return {"accuracy": made.accuracy, "epochs": made.epochs}, {"weights": made.weights, **checkpoints}
 
-    return kept(ref, f"observer {recipe.name}", settings, make, ("data", "observers"))
+    return kept(ref, f"observer {recipe.name}", settings, make, ("data", "observers"), data.pixels)
 
 
 @stage("import {member.name}", "observers")
@@ -138,9 +138,9 @@ def _accuracy(member: Imported, weights: Ref, data: Data, settings: Settings) ->
 
     def make() -> Made:
         net, device = network_of(member, weights, data.shape, settings), device_of(settings)
-        return {"accuracy": committee.accuracy(net, feed_of(data, "held-out"), device)}, {}
+        return {"accuracy": committee.accuracy(net, feed_of(data, "held-out", settings), device)}, {}
 
-    return kept(ref, f"held-out top-1 of {member.name}", settings, make, (weights, "data"))
+    return kept(ref, f"held-out top-1 of {member.name}", settings, make, (weights, "data"), data.pixels)
 
 
 def _measured(
@@ -149,13 +149,13 @@ def _measured(
     ref = Ref(kind, identity(kind, 1, weights=weights.digest, data=data.digest))
 
     def make() -> Made:
-        net, feed = network_of(recipe, weights, data.shape, settings), feed_of(data, "training")
+        net, feed = network_of(recipe, weights, data.shape, settings), feed_of(data, "training", settings)
         found = committee.statistics(
             net, feed, data.shape.classes, device_of(settings), console.track, patches=kind == "patches"
         )
         return {}, {kind: to_tensors(found)}
 
-    return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"))
+    return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"), data.pixels)
 
 
 @stage("draw candidates (seed {seed})")
@@ -250,12 +250,12 @@ def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -
     def make() -> Made:
         ours, theirs = get_canvas(canvas, settings), get_canvas(random, settings)
         near = nearness.nearest(
-            torch.cat([ours.images_NCHW, theirs.images_NCHW]), feed_of(data, "training"),
+            torch.cat([ours.images_NCHW, theirs.images_NCHW]), feed_of(data, "training", settings),
             besides=[()] * len(ours) + list(theirs.sources), device=device_of(settings), track=console.track,
         )  # fmt: skip
         return put_nearest(near[: len(ours)], near.similarity_N[len(ours) :])
 
-    return kept(ref, "nearness to real images", settings, make, (canvas, random, "data"))
+    return kept(ref, "nearness to real images", settings, make, (canvas, random, "data"), data.pixels)
 
 
 @stage("relabel {what}", "labels")
@@ -303,13 +303,14 @@ def train_student(
         images = get_canvas(canvas, settings)
         labels = get_labels(views, images, settings).views if views.kind == "labels" else get_views(views, settings)
         top1 = students.train(
-            recipe, data.shape, images, labels, test_feed(data), seed=seed, device=device_of(settings),
+            recipe, data.shape, images, labels, test_feed(data, settings), seed=seed, device=device_of(settings),
             track=console.track,
         )  # fmt: skip
         return {"accuracy": top1}, {}
 
     made_of = (canvas, views, "data", "test", "student")
-    return _scored(kept(ref, f"{recipe.architecture} on {what}, seed {seed}", settings, make, made_of), settings)
+    what = f"{recipe.architecture} on {what}, seed {seed}"
+    return _scored(kept(ref, what, settings, make, made_of, data.pixels), settings)
 
 
 @stage("student {recipe.name} on full data", "students")
@@ -320,12 +321,13 @@ def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -
 
     def make() -> Made:
         made = committee.train(
-            recipe, data.shape, feed_of(data, "training"), test_feed(data), device=device_of(settings),
-            track=console.track,
+            recipe, data.shape, feed_of(data, "training", settings), test_feed(data, settings),
+            device=device_of(settings), track=console.track,
         )  # fmt: skip
         return {"accuracy": made.accuracy}, {}
 
-    return _scored(kept(ref, f"{recipe.name} on full data", settings, make, ("data", "test", "full")), settings)
+    made_of = ("data", "test", "full")
+    return _scored(kept(ref, f"{recipe.name} on full data", settings, make, made_of, data.pixels), settings)
 
 
 @stage("real images of as many bytes (seed {seed})")
@@ -367,13 +369,14 @@ def train_ordinarily(
         images = get_canvas(canvas, settings)
         views = labeller.label(images, studio_of((), data, seed, settings))
         top1 = students.train(
-            recipe, data.shape, images, views, test_feed(data), seed=seed, device=device_of(settings),
+            recipe, data.shape, images, views, test_feed(data, settings), seed=seed, device=device_of(settings),
             track=console.track,
         )  # fmt: skip
         return {"accuracy": top1, "images": len(images)}, {}
 
     made_of = (canvas, "data", "test", "student")
-    return _scored(kept(ref, f"{recipe.architecture} on JPEG images, seed {seed}", settings, make, made_of), settings)
+    what = f"{recipe.architecture} on JPEG images, seed {seed}"
+    return _scored(kept(ref, what, settings, make, made_of, data.pixels), settings)
 
 
 def _scored(ref: Ref, settings: Settings) -> Ref:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dd_tasks import committee, shards
+from dd_tasks import committee, pixels, shards
 from dd_tasks.committee import Member, Observer
 from dd_tasks.errors import InputError
 from dd_tasks.initialise import Demanding, Initialiser
@@ -45,6 +45,11 @@ class Data:
     def digest(self) -> str:
         by = {} if self.normalise == "data" else {"normalise": self.normalise}
         return identity("data", 1, source=self.source.digest, side=self.side, held_out=self.held_out, **by)
+
+    @property
+    def pixels(self) -> tuple[Ref, ...]:
+        """Its decoded images, which a store may have."""
+        return tuple(pixels.ref_of(source, self.side) for source in (self.source, self.test) if source)
 
     def drawn(self, initialiser: Demanding, ipc: int) -> int:
         """Real images of each class for the initialiser to look at; fewer than it would like where a class has fewer,
@@ -144,25 +149,27 @@ def voting(seats: tuple[Seat, ...]) -> tuple[Ref, ...]:
     return tuple(ref for seat in seats for ref in (seat.weights, seat.prior) if ref)
 
 
-_feeds: dict[tuple[str, str], Feed] = {}
+_feeds: dict[tuple[str, str, str], Feed] = {}
 
 
-def feed_of(data: Data, part: str) -> Feed:
-    """The `training`, `held-out` or `test` images; decoded once a process where they fit into memory."""
-    key = (f"{data.digest} {data.test.digest if data.test else ''}", part)
+def feed_of(data: Data, part: str, settings: Settings) -> Feed:
+    """The `training`, `held-out` or `test` images; where they fit into memory decoded once, for all that share a store
+    on this machine."""
+    key = (f"{data.digest} {data.test.digest if data.test else ''}", part, settings.store)
     if key not in _feeds:
         if len(_feeds) > 6:
             _feeds.clear()
         keep = {"training": data.is_training, "held-out": data.is_held_out, "test": shards.keep_all}[part]
         source = data.test if part == "test" else data.source
         assert source is not None
-        quarantine = Quarantine(data.tolerate)
-        _feeds[key] = shards.feed(source, side=data.side, keep=keep, quarantine=quarantine, track=console.track)
+        _feeds[key] = pixels.feed(
+            source, data.side, store_of(settings), keep=keep, quarantine=Quarantine(data.tolerate), track=console.track
+        )
     return _feeds[key]
 
 
-def test_feed(data: Data) -> Feed:
-    return feed_of(data, "test" if data.test else "held-out")
+def test_feed(data: Data, settings: Settings) -> Feed:
+    return feed_of(data, "test" if data.test else "held-out", settings)
 
 
 def network_of(recipe: Member, weights: Ref, shape: Shape, settings: Settings) -> torch.nn.Module:

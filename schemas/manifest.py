@@ -149,7 +149,7 @@ class Metrics(Frozen):
     image_updates_per_second_overall: float = Field(ge=0, description="of the seconds of all stages, added up")
     store_bytes: dict[str, int] = Field(
         description="by stage: what the artifact was made of, and the random images of its claims with their labels; "
-        "not what voters and JPEG rows draw of the real images"
+        "not what voters and JPEG rows draw of the real images, nor decoded ones"
     )
 
 

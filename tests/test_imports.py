@@ -40,7 +40,7 @@ RANKS = (
     ("codec", "garbage", "rates", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students"),
-    ("artifact", "agreement", "presets", "distill", "comparison", "job"),
+    ("artifact", "agreement", "presets", "distill", "comparison", "job", "pixels"),
     ("validate", "verify", "plan"),
     ("publish", "footprint", "calibrate"),
     ("bill",),

@@ -333,3 +333,32 @@ def test_the_identity_of_whole_data_is_what_it_was_before_classes_could_be_chose
     )
     whole = Data(Source(("a.tar",), index), None, 8, 0.1, 0)
     assert whole.digest == "35cfad0a0576838ed3c147f21470a97ab0fc722d8213a96c2425c0a5b5f3e03e"
+
+
+def test_decoded_images_have_no_part_in_what_runs_again(
+    trained: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are gone nothing runs for that; what needs them decodes them once, and later runs decode none."""
+    from dd_tasks import shards
+    from dd_tasks.garbage import contents, reachable
+    from dd_tasks.store import Store
+    from flows import workspace
+
+    bench = trained.copy(tmp_path)
+    kept = bench.root / "store" / "pixels"
+    assert len(list(kept.iterdir())) == 1
+    shutil.rmtree(kept)
+    monkeypatch.setattr(workspace, "_feeds", {})
+    agree(bench, set(), caplog)
+    assert not kept.exists()
+    caplog.clear()
+    agree(told(student_epochs=2)(bench), SCORED, caplog)
+    assert len(list(kept.iterdir())) == 1
+    found = contents(Store(f"{bench.root}/store"))
+    held = reachable(found.entries, [ref for root in found.roots.values() for ref in root.refs])
+    assert {ref.digest for ref in held if ref.kind == "pixels"} == {path.stem for path in kept.iterdir()}
+
+    monkeypatch.setattr(workspace, "_feeds", {})
+    monkeypatch.setattr(shards, "decode", lambda *_: pytest.fail("an image is decoded"))
+    caplog.clear()
+    agree(told(student_epochs=3)(bench), SCORED, caplog)

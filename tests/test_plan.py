@@ -165,3 +165,13 @@ def test_bytes_of_a_store_grow_with_what_is_kept() -> None:
     assert of("soft_labels", codec="exact") == plan.exact_label_bytes(6, 3, 300)
     assert of("soft_labels", label_bytes_per_image=9) == 6 * 9
     assert not [line for line in footprint(job("edc", codec="exact")) if line.kind in ("labels", "patches")]
+
+
+@pytest.mark.parametrize(
+    ("images", "test", "kept"), [(300, 0, 300), (300, 90, 390), (10**7, 90, 90), (300, 10**7, 300), (10**7, 10**7, 0)]
+)
+def test_decoded_images_that_fit_are_foreseen(images: int, test: int, kept: int) -> None:
+    made = job()
+    lines = footprint(replace(made, data=made.data.model_copy(update={"images": images, "test": test})))
+    foreseen = [line.bytes for line in lines if line.kind == "pixels"]
+    assert foreseen == ([kept * (3 * 16 * 16 + 32)] if kept else [])
