@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dd_tasks.errors import InputError
 from dd_tasks.folder import PAUSES, Folder
+from dd_tasks.seconds import spent
 
 log = logging.getLogger(__name__)
 IN_USE = timedelta(hours=1)  # an entry found after more than that is written again, so that it counts as young
@@ -96,6 +97,7 @@ class Store(Folder):
         if checked:
             self.check()
 
+    @spent("store")
     def put(
         self, ref: Ref, facts: Mapping[str, Any], inputs: Iterable[Ref] = (), **groups: Mapping[str, Tensor]
     ) -> Ref:
@@ -104,6 +106,7 @@ class Store(Folder):
         self.write(self._entry(ref), Entry(dict(facts), blobs, tuple(inputs)).to_bytes(), durable=True)
         return ref
 
+    @spent("store")
     def find(self, ref: Ref) -> dict[str, Any] | None:
         """The facts of a result that is there and whole, else None. Reads every blob of it; `get` only those named.
 
@@ -121,6 +124,7 @@ class Store(Folder):
             self.write(self._entry(ref), entry.to_bytes())
         return dict(entry.facts)
 
+    @spent("store")
     def get(self, ref: Ref, *groups: str) -> Result:
         """The facts of a stored result and the groups of its tensors that are named. Missing where any is."""
         entry = self.entry(ref)
@@ -136,6 +140,7 @@ class Store(Folder):
             tensors[name] = safetensors.torch.load(blob)
         return Result(entry.facts, tensors)
 
+    @spent("store")
     def size(self, refs: Iterable[Ref]) -> int:
         """Bytes of results that are there: their entries and blobs, each once. Missing where one is."""
         paths = set()
