@@ -1,6 +1,7 @@
 """What tasks work with: the data as a run sees it, references between stages, and the networks that are seated."""
 
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from dd_tasks import committee, shards
 from dd_tasks.committee import Member, Observer
 from dd_tasks.errors import InputError
+from dd_tasks.feeds import Batch, InMemory
 from dd_tasks.initialise import Demanding, Initialiser
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
+from dd_tasks.seconds import counting, spent, spent_on
 from dd_tasks.shards import Fault, Feed, Quarantine, Source, decode
 from dd_tasks.statistics import LayerStatistics, from_tensors
 from dd_tasks.store import Ref
@@ -157,8 +160,27 @@ def feed_of(data: Data, part: str) -> Feed:
         source = data.test if part == "test" else data.source
         assert source is not None
         quarantine = Quarantine(data.tolerate)
-        _feeds[key] = shards.feed(source, side=data.side, keep=keep, quarantine=quarantine, track=console.track)
+        with spent("decode"):
+            found = shards.feed(source, side=data.side, keep=keep, quarantine=quarantine, track=console.track)
+        _feeds[key] = Counted(found) if counting() and not isinstance(found, InMemory) else found
     return _feeds[key]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A feed that decodes as it goes; its seconds are spent on that."""
+
+    feed: Feed
+
+    @property
+    def samples(self) -> int:
+        return self.feed.samples
+
+    def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]:
+        return spent_on(self.feed.batches(size, seed=seed, epoch=epoch, drop_last=drop_last), "decode")
+
+    def keyed(self, size: int) -> Iterator[tuple[torch.Tensor, tuple[str, ...]]]:
+        return spent_on(self.feed.keyed(size), "decode")
 
 
 def test_feed(data: Data) -> Feed:
