@@ -123,8 +123,10 @@ def run(
         bytes_row=bytes_row, set=override or None,
     )  # fmt: skip
     from dd_tasks.errors import InputError
-    from flows import launch
+    from flows.environment import importing
 
+    with importing():
+        from flows import distill, launch  # noqa: F401  the flow too: every way from here needs it
     settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
     wanted = profile_to or (profiles_of(out) if profile else None)
     if wanted and (dry_run or explain):
