@@ -310,7 +310,29 @@ def stream() -> str:
     return "\n".join(parts)
 
 
-TABLES = runs, comparisons, labels, implied, large, plans, engines, stream, growth, curves, noise, digits
+def quickstart() -> str:
+    """Markdown: where the seconds of the quickstart go."""
+    parts = []
+    for found in (found for found in results() if found["benchmark"] == "quickstart"):
+        first, again = found["first"], found["again"]
+        parts += ["", "| seconds of | the quickstart | the same again |", "|---|---:|---:|"]
+        parts += [
+            f"| {on} | {spent:.1f} | {again['seconds'][on]:.1f} |"
+            for on, spent in first["seconds"].items()
+            if max(spent, again["seconds"][on]) >= 0.05
+        ]
+        parts.append(f"| **in all** | **{first['wall_seconds']:.1f}** | **{again['wall_seconds']:.1f}** |")
+        other = first["kinds"]["files"] + first["kinds"]["overhead"]
+        parts += [
+            "",
+            f"`{first['command']}` as a process on {found['machine']}: {other:.1f} s of it are orchestration, imports, "
+            "writing of files, the profile itself and the end of the process.",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+TABLES = runs, comparisons, labels, implied, large, plans, quickstart, engines, stream, growth, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:

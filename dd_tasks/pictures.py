@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from dd_tasks.seconds import spent
+
 TILE = 64  # pixels an image is scaled to, about
 HEAT_TILE = 128
 LARGEST = 128  # above it, images are reduced
@@ -136,6 +138,7 @@ def fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
     return text.rstrip() + "…"
 
 
+@spent("report")
 def preview(
     before_NCHW: Tensor,
     after_NCHW: Tensor,

@@ -22,6 +22,7 @@ from dd_tasks import pictures
 from dd_tasks.axes import Axis, Mark, upper
 from dd_tasks.card import size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
+from dd_tasks.seconds import spent
 from dd_tasks.types import Canvas
 from schemas.manifest import Claim, Manifest
 
@@ -270,6 +271,7 @@ def check(manifest: Manifest, canvas: Canvas, story: Story) -> None:
         raise ValueError(f"class {highest} is on the canvas, the manifest names {len(manifest.classes)}")
 
 
+@spent("report")
 def render(manifest: Manifest, canvas: Canvas, story: Story) -> str:
     """The whole page, self-contained; equal arguments give equal text. ValueError where they are not of one run."""
     check(manifest, canvas, story)

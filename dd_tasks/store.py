@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dd_tasks.errors import InputError
 from dd_tasks.folder import PAUSES, Folder
+from dd_tasks.seconds import spent
 
 log = logging.getLogger(__name__)
 BUFFER = 1 << 20  # bytes of a large file that are written at once
@@ -101,6 +102,7 @@ class Store(Folder):
         if checked:
             self.check()
 
+    @spent("store")
     def put(
         self, ref: Ref, facts: Mapping[str, Any], inputs: Iterable[Ref] = (), **groups: Mapping[str, Tensor] | str
     ) -> Ref:
@@ -110,6 +112,7 @@ class Store(Folder):
         self.write(self._entry(ref), Entry(dict(facts), blobs, tuple(inputs)).to_bytes(), durable=True)
         return ref
 
+    @spent("store")
     def find(self, ref: Ref) -> dict[str, Any] | None:
         """The facts of a result that is there and whole, else None. Reads every blob of it; `get` only those named.
 
@@ -130,6 +133,7 @@ class Store(Folder):
         if written is not None and datetime.now(UTC) - written > IN_USE:
             self.write(self._entry(ref), entry.to_bytes())
 
+    @spent("store")
     def get(self, ref: Ref, *groups: str) -> Result:
         """The facts of a stored result and the groups of its tensors that are named. Missing where any is."""
         entry, tensors = self.known(ref), {}
@@ -173,6 +177,7 @@ class Store(Folder):
         self._use(ref, entry)
         return path
 
+    @spent("store")
     def size(self, refs: Iterable[Ref]) -> int:
         """Bytes of results that are there: their entries and blobs, each once. Missing where one is."""
         paths = set()

@@ -29,6 +29,7 @@ from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
 from dd_tasks.nearness import of_images
+from dd_tasks.seconds import spent
 from dd_tasks.sound import shown, wrong_labels
 from dd_tasks.types import Nearest
 from schemas.card import CardHeader
@@ -42,6 +43,7 @@ TOLERANCE = 1e-6  # of a claim's mean and spread, and of similarities
 SOFT_TOLERANCE = 1e-3  # of the sum of a soft label
 
 
+@spent("validation")
 def validate(path: Path) -> list[str]:
     """The problems of the artifact, each one line; none if it is sound. Reads all of it, runs nothing from it.
 

@@ -250,7 +250,7 @@ def _nearness(results: Results, settings: Settings) -> Nearness:
     return nearness.summary(near, get_canvas(results.canvas, settings).sources, random_N)
 
 
-@stage("assemble")
+@stage("assemble", spent="artifact")
 def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settings, command: str) -> Manifest:
     """Write the artifact folder, unless it is there already; it is validated before it takes its name."""
     if (walk := current()) and (walk.running or walk.wanted):

@@ -30,6 +30,8 @@ from flows.options import (
     Overrides,
     PanelSize,
     PlainRows,
+    Profile,
+    ProfileTo,
     Requests,
     Seed,
     Seeds,
@@ -45,6 +47,8 @@ from flows.options import (
     Tolerate,
     Verbose,
     Workers,
+    profilable,
+    profiles_of,
     settings_of,
     spec_of,
     use_hub,
@@ -67,6 +71,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of every mistak
 
 
 @app.command()
+@profilable
 def run(
     preset: Annotated[str, typer.Argument(help="A method (`retort presets`), or the path of a SPEC.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the artifact.")] = Path("runs/dataset"),
@@ -104,6 +109,8 @@ def run(
     request: Requests = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and the plan, and stop.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print which stages would run and why, and stop.")] = False,
+    profile: Profile = False,
+    profile_to: ProfileTo = None,
     verbose: Verbose = False,
 ) -> None:
     """Distil shards into a dataset: train the committee, recover, relabel, score, validate, report."""
@@ -115,15 +122,21 @@ def run(
         license=license_, source_dataset=source_dataset, codec=codec, label_bytes_per_image=label_bytes_per_image,
         bytes_row=bytes_row, set=override or None,
     )  # fmt: skip
-    from flows import launch
+    from dd_tasks.errors import InputError
+    from flows.environment import importing
 
+    with importing():
+        from flows import distill, launch  # noqa: F401  the flow too: every way from here needs it
     settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
+    wanted = profile_to or (profiles_of(out) if profile else None)
+    if wanted and (dry_run or explain):
+        raise InputError("--profile is of a run that is made: leave out --dry-run and --explain")
     if dry_run:
         launch.show_plan(spec, out)
     elif explain:
         launch.explain(spec, out, settings_of(store, device, verbose))
     else:
-        launch.run(spec, out, report, settings, shlex.join(["retort", *sys.argv[1:]]))
+        launch.run(spec, out, report, settings, shlex.join(["retort", *sys.argv[1:]]), wanted)
 
 
 @app.command()

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from prefect import flow
-
 from dd_tasks.committee import Imported, ObserverRecipe
 from dd_tasks.recipe import alone, identity
 from flows.assemble import Run, resolve
@@ -24,12 +22,12 @@ from flows.tasks import (
     train_observer,
     train_student,
 )
-from flows.walk import subflow
+from flows.walk import flow
 from flows.workspace import Data, Pool, Seat, begun_of, panels_of, seed_of, voting
 from schemas.spec import RunSpec
 
 
-@subflow(name="train-committee", validate_parameters=False, task_runner=ENGINE)
+@flow(name="train-committee", validate_parameters=False, task_runner=ENGINE)
 def train_committee(
     members: tuple[ObserverRecipe | Imported, ...], data: Data, settings: Settings, patches: bool = False
 ) -> tuple[Seat, ...]:

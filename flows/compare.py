@@ -4,12 +4,11 @@ import os
 import re
 from pathlib import Path
 
-from prefect import flow
-
 from dd_tasks import comparison
 from flows.distill import distill_dataset
 from flows.engines import ENGINE
 from flows.settings import Settings
+from flows.walk import flow
 from schemas.comparison import Comparison
 from schemas.spec import RunSpec
 

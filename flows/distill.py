@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from prefect import flow
-
 from dd_tasks.initialise import WholeImages
 from dd_tasks.recipe import voters_in
 from flows.assemble import Results, assemble, resolve
@@ -21,7 +19,7 @@ from flows.tasks import (
     index_shards,
     measure_nearness,
 )
-from flows.walk import asking
+from flows.walk import asking, flow
 from flows.workspace import begun_of, panels_of, seed_of
 from schemas.manifest import Manifest
 from schemas.release import ReleaseSpec

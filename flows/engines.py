@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dd_tasks.errors import InputError
+from flows.plain import is_plain
 from flows.seeing import follow
 from flows.settings import PARTS, Part, Request, Settings
 from flows.walk import current
@@ -140,7 +141,7 @@ def finished(begun: Iterable[tuple[str, PrefectFuture[R]]], what: str | None = N
     The first failure is raised: InputError and OSError as they are, EngineError for any other.
     """
     named = tuple(begun)
-    if what and not current():
+    if what and not current() and not is_plain():
         follow(what, [future for _, future in named])
     for _, future in named:
         future.wait()
@@ -154,8 +155,9 @@ def _result(name: str, future: PrefectFuture[R]) -> R:
         raise
     except Exception as error:
         how = f"its worker died {TRIES} times" if future.state.is_crashed() else "failed"
-        raise EngineError(f"{name}: {how}: {_line(error)}; {KEPT}") from error
+        raise EngineError(f"{name}: {how}: {line_of(error)}; {KEPT}") from error
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """The first line of what it says, or its name."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

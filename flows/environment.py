@@ -1,7 +1,10 @@
 """What is set before the heavy libraries are imported. Imports nothing of theirs, so that `retort --help` is quick."""
 
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Set before prefect is imported; what the user has set stays. The embedded server needs more than its default 20 s on a
 # small machine, and nothing we start reports on its user.
@@ -34,3 +37,13 @@ def keep_freed_memory() -> None:
         return  # another C library: nothing to tune
     for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, 2**31 - 1), (arena_max, 1)):
         mallopt(option, value)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the imports of heavy libraries: what they make stays, so that it need not be searched for garbage."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

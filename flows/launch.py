@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dd_tasks.recipe import Recipe, plain, voters_in
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from dd_tasks.verify import Scope, failed, junit
+from flows import profile
 from flows.settings import Distilling, Settings, Verifying
 from schemas.comparison import Comparison
 from schemas.manifest import Manifest
@@ -30,16 +32,22 @@ from schemas.spec import RunSpec
 SIDE_FOR_PLAN, CLASSES_FOR_PLAN = 32, 10
 
 
-def run(spec: RunSpec, out: Path, page: Path | None, settings: Settings, command: str) -> None:
+def run(
+    spec: RunSpec, out: Path, page: Path | None, settings: Settings, command: str, profile_to: Path | None = None
+) -> None:
+    """Distil; where a folder is given for the profile, its count is under way."""
     artifact.check_out(out)
     check_places(spec.shards + spec.test, settings)
     check_recipe(spec)
+    if profile_to:
+        profile.expect(profile_to, settings)
     from flows.distill import distill_dataset
 
-    manifest = distill_dataset(spec, out, settings, command)
-    if page is not None:
-        _write(page, (out / "assets" / "report.html").read_bytes())
-    show_result(manifest, out, page)
+    with profile.profiled(profile_to, command) if profile_to else nullcontext():
+        manifest = distill_dataset(spec, out, settings, command)
+        if page is not None:
+            _write(page, (out / "assets" / "report.html").read_bytes())
+        show_result(manifest, out, page)
 
 
 def explain(spec: RunSpec, out: Path, settings: Settings) -> None:

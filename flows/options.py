@@ -1,8 +1,10 @@
 """The options that several commands take, and what is made of them. Imports nothing heavy."""
 
+import functools
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +51,29 @@ BytesRow = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
 Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Also write where the seconds went, into OUT-profile.")]
+ProfileTo = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The same, into this folder.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
+
+
+def profiles_of(out: Path) -> Path:
+    """Where the profile of a run goes that nobody named a folder for: beside its artifact."""
+    return out.with_name(f"{out.name}-profile")
+
+
+def profilable(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that counts the seconds of its process, where it is asked for a profile."""
+
+    @functools.wraps(command)
+    def counted(**options: Any) -> None:
+        if not options["profile"] and options["profile_to"] is None:
+            return command(**options)
+        from flows import profile
+
+        with profile.counted():
+            return command(**options)
+
+    return counted
 
 
 def use_hub(endpoint: str | None) -> None:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from prefect import flow
-
 from dd_tasks import publish
 from dd_tasks.errors import InputError
 from flows.seeing import show_release
 from flows.stages import stage
+from flows.walk import flow
 from schemas.release import Released, ReleaseSpec
 
 T = TypeVar("T")

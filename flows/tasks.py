@@ -45,7 +45,7 @@ from schemas.spec import Normalise
 log = logging.getLogger(__name__)
 
 
-@stage("index shards")
+@stage("index shards", spent="decode")
 def index_shards(
     patterns: tuple[str, ...], test: tuple[str, ...], side: int | None, held_out: float, tolerate: int, ipc: int,
     classes: tuple[str, ...] = (), normalise: Normalise = "data",
@@ -102,7 +102,7 @@ def import_observer(member: Imported, data: Data, settings: Settings) -> Ref:
     return kept(ref, f"observer {member.name}", settings, make, ("observers",))
 
 
-@stage("import guide {member.name}")
+@stage("import guide {member.name}", spent="observers")
 def import_guide(member: Imported, shape: Shape, settings: Settings) -> tuple[Ref, Shape]:
     """A pre-trained guide as it is, and the classes that it knows, which need not be those of the images."""
     ref = Ref("guide", identity("guide", 1, architecture=member.architecture, sha256=member.sha256))
@@ -127,7 +127,7 @@ def measure_observer(recipe: Member, weights: Ref, data: Data, settings: Setting
     return Seat(recipe, weights, statistics, score=score)
 
 
-@stage("measure patches of {seat.recipe.name}")
+@stage("measure patches of {seat.recipe.name}", spent="observers")
 def measure_patches(seat: Seat, data: Data, settings: Settings) -> Seat:
     """The statistics of the patches of its convolutions' inputs beside them."""
     return replace(seat, patches=_measured("patches", seat.recipe, seat.weights, data, settings))
@@ -158,7 +158,7 @@ def _measured(
     return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"), data.pixels)
 
 
-@stage("draw candidates (seed {seed})")
+@stage("draw candidates (seed {seed})", spent="decode")
 def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, settings: Settings) -> Ref:
     """Real images a class, in one pass over the training part."""
     wanted = data.drawn(initialiser, ipc)
@@ -174,7 +174,7 @@ def draw_candidates(initialiser: Demanding, ipc: int, data: Data, seed: int, set
     return kept(ref, f"{wanted} candidates a class", settings, make, ("data", "ipc", "seed"))
 
 
-@stage("choose images (seed {seed})")
+@stage("choose images (seed {seed})", spent="choose")
 def choose_images(
     initialiser: Initialiser,
     candidates: Ref,
@@ -235,14 +235,14 @@ def recover_panel(
     return kept(ref, what, settings, make, made_of, read)
 
 
-@stage("gather the canvas")
+@stage("gather the canvas", spent="store")
 def gather(panels: tuple[Ref, ...], settings: Settings) -> Ref:
     """The panels' canvases as one."""
     ref = Ref("canvas", identity("gather", 2, panels=[panel.digest for panel in panels]))
     return kept(ref, "canvas", settings, lambda: join_canvases(panels, settings), panels)
 
 
-@stage("measure nearness")
+@stage("measure nearness", spent="nearness")
 def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -> Ref:
     """Of every image the nearest training image; of random real ones the nearest of the others."""
     ref = Ref("nearness", identity("nearness", 1, canvas=canvas.digest, random=random.digest, data=data.digest))
@@ -330,7 +330,7 @@ def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -
     return _scored(kept(ref, f"{recipe.name} on full data", settings, make, made_of, data.pixels), settings)
 
 
-@stage("real images of as many bytes (seed {seed})")
+@stage("real images of as many bytes (seed {seed})", spent="decode")
 def spend_on_jpegs(canvas: Ref, labels: Ref, random: Ref, data: Data, seed: int, settings: Settings) -> Ref:
     """Random real images whose JPEG files take as many bytes as the distilled images and their labels do."""
     inputs = {"canvas": canvas.digest, "labels": labels.digest, "data": data.digest}

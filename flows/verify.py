@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from prefect import flow
 
 from dd_tasks import artifact, hub, shards, students, verify
 from dd_tasks.errors import InputError
@@ -24,6 +23,7 @@ from flows.seeing import show_checks
 from flows.settings import VERIFY_STORE, Settings
 from flows.stages import stage
 from flows.stored import Made, facts_of, kept
+from flows.walk import flow
 from flows.workspace import device_of
 from schemas.manifest import Claim, Manifest
 

@@ -1,5 +1,6 @@
 """A walk through a flow's body that makes nothing: it notes of every result whether the store has it, and what it is
-made of. Tasks and flows of ours are called as the plain functions they are while one is under way."""
+made of. Tasks and flows of ours are called as the plain functions they are while one is under way, and flows also
+where no server looks at them (`flows.plain`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from functools import wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import Flow, Task
+from prefect.utilities.callables import get_call_parameters
 
 from dd_tasks.store import Ref
+from flows.plain import is_looked_at, is_plain, plainly
 from schemas.spec import RunSpec
 
 P = ParamSpec("P")
@@ -105,10 +108,17 @@ class Walked(Task[P, R]):
 
 
 class WalkedFlow(Flow[P, R]):
-    """A flow that is its function in a walk."""
+    """A flow that is its function in a walk, and where no server looks at it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.fn(*args, **kwargs) if current() else super().__call__(*args, **kwargs)
+        if current() or is_plain():
+            return self.fn(*args, **kwargs)
+        parameters = get_call_parameters(self.fn, args, kwargs)
+        if is_looked_at(parameters):
+            return super().__call__(*args, **kwargs)
+        with plainly():
+            function: Any = self.fn
+            return function(**(self.validate_parameters(parameters) if self.should_validate_parameters else parameters))
 
 
 _asked: ContextVar[RunSpec | None] = ContextVar("asked", default=None)
@@ -140,6 +150,6 @@ def asking(body: Callable[P, R]) -> Callable[P, R]:
     return within
 
 
-def subflow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """`prefect.flow` for a flow within flows that are walked."""
+def flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """`prefect.flow` for flows of ours."""
     return lambda fn: WalkedFlow(fn, **options)

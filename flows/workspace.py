@@ -1,6 +1,7 @@
 """What tasks work with: the data as a run sees it, references between stages, and the networks that are seated."""
 
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from dd_tasks import committee, pixels, shards
 from dd_tasks.committee import Member, Observer
 from dd_tasks.errors import InputError
+from dd_tasks.feeds import Batch, InMemory, Part
 from dd_tasks.initialise import Demanding, Initialiser
 from dd_tasks.networks import Shape
 from dd_tasks.recipe import identity
+from dd_tasks.seconds import counting, spent, spent_on
 from dd_tasks.shards import Fault, Feed, Quarantine, Source, decode
 from dd_tasks.statistics import LayerStatistics, from_tensors
 from dd_tasks.store import Ref
@@ -162,10 +165,30 @@ def feed_of(data: Data, part: str, settings: Settings) -> Feed:
         keep = {"training": data.is_training, "held-out": data.is_held_out, "test": shards.keep_all}[part]
         source = data.test if part == "test" else data.source
         assert source is not None
-        _feeds[key] = pixels.feed(
-            source, data.side, store_of(settings), keep=keep, quarantine=Quarantine(data.tolerate), track=console.track
-        )
+        quarantine = Quarantine(data.tolerate)
+        with spent("decode"):
+            found = pixels.feed(
+                source, data.side, store_of(settings), keep=keep, quarantine=quarantine, track=console.track
+            )
+        _feeds[key] = Counted(found) if counting() and not isinstance(found, InMemory | Part) else found
     return _feeds[key]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A feed that decodes as it goes; its seconds are spent on that."""
+
+    feed: Feed
+
+    @property
+    def samples(self) -> int:
+        return self.feed.samples
+
+    def batches(self, size: int, *, seed: int | None, epoch: int = 0, drop_last: bool = False) -> Iterator[Batch]:
+        return spent_on(self.feed.batches(size, seed=seed, epoch=epoch, drop_last=drop_last), "decode")
+
+    def keyed(self, size: int) -> Iterator[tuple[torch.Tensor, tuple[str, ...]]]:
+        return spent_on(self.feed.keyed(size), "decode")
 
 
 def test_feed(data: Data, settings: Settings) -> Feed:

@@ -11,6 +11,7 @@ from schemas.comparison import Comparison
 from schemas.index import ShardIndex
 from schemas.manifest import Manifest
 from schemas.plan import Plan
+from schemas.profile import Profile
 from schemas.tables import GroupRow, ImageRow, ViewRow
 
 FOLDER = Path(__file__).parent / "json"
@@ -24,6 +25,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "comparison": Comparison,
     "calibration": Calibration,
     "plan": Plan,
+    "profile": Profile,
 }
 
 
