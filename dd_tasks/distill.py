@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import inside, look, rolled
+from dd_tasks.opinions import Panellist
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.types import Canvas, CropMemory, Studio, Tick
 
@@ -39,7 +39,7 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
     targets_N = canvas.targets_N.to(device)
     scaled_NCSS = ((canvas.images_NCHW.to(device).float() / 255 - mean_C11) / std_C11).requires_grad_()
     optimiser = recipe.schedule.optimiser.over(scaled_NCSS)
-    judge = convene(recipe.ballots, studio)
+    judge = convene(recipe.ballots, studio, len(canvas))
     memory = CropMemory.empty(len(canvas), recipe.schedule.memory, device)
     loss_T, remembered_T = torch.zeros(2, steps, device=device)
     gaze_NSS = torch.zeros(len(canvas), side, side, device=device)
@@ -54,7 +54,7 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         views_VCSS = look(seen_VCSS, chosen.crops) * std_C11 + mean_C11
         if chosen.roll_2 is not None:
             views_VCSS = rolled(views_VCSS, chosen.roll_2)
-        found = judge(views_VCSS, targets_N[images_V], tick)
+        found = judge(views_VCSS, targets_N if chosen.images_V is None else targets_N[images_V], tick)
         optimiser.zero_grad()
         views_VCSS.backward(found.slope_VCSS)
         optimiser.param_groups[0]["lr"] = tick.rate
@@ -88,37 +88,28 @@ class Verdict:
 Judge = Callable[[Tensor, Tensor, Tick], Verdict]
 
 
-def convene(ballots: tuple[Ballot, ...], studio: Studio) -> Judge:
-    """(views_VCSS, targets_V, tick) -> Verdict. The terms of one ballot share the forward passes of those seated; each
-    reading's graph is gone before the next one."""
+def convene(ballots: tuple[Ballot, ...], studio: Studio, panel: int = 0) -> Judge:
+    """(views_VCSS, targets_V, tick) -> Verdict. The terms of one ballot share the forward passes of those seated.
+    Opinions on batches of `panel` views are compiled where the studio says so."""
+    size = panel if studio.compiled else 0
     convened = [
         (
             ballot.voters.convene(studio),
-            [term.convene(studio) for term in ballot.terms],
-            {
-                "moments": any(term.needs_moments for term in ballot.terms),
-                "patches": any(term.needs_patches for term in ballot.terms),
-            },
-            ballot.voters.tells_hardness,
+            Panellist(ballot.terms, tuple(t.convene(studio) for t in ballot.terms), ballot.voters.tells_hardness, size),
         )
         for ballot in ballots
     ]
 
     def judge(views_VCSS: Tensor, targets_V: Tensor, tick: Tick) -> Verdict:
-        leaf_VCSS = views_VCSS.detach().requires_grad_()
         loss, hardness_V, seats = views_VCSS.new_zeros(()), views_VCSS.new_zeros(len(views_VCSS)), 0
-        slope_VCSS = torch.zeros_like(views_VCSS)
-        for seating, terms, needs, hardness in convened:
+        slope_VCSS, views_VCSS = torch.zeros_like(views_VCSS), views_VCSS.detach()
+        for seating, panellist in convened:
             for observer, weight in seating(tick.step):
-                for rows, reading in observer.readings(leaf_VCSS, targets_V, **needs):
-                    part = weight * torch.stack([term(observer, reading, targets_V[rows]) for term in terms]).sum()
-                    (slope,) = torch.autograd.grad(part, leaf_VCSS)
-                    if hardness:
-                        with torch.no_grad():
-                            own_V = F.cross_entropy(reading.logits_NK, targets_V[rows], reduction="none")
-                            hardness_V[rows] += weight * own_V
-                    slope_VCSS += slope
-                    loss = loss + part.detach()
+                for opinion in panellist.opinions(observer, views_VCSS, targets_V):
+                    loss = loss + weight * opinion.loss
+                    slope_VCSS.add_(opinion.slope_VCSS, alpha=weight)
+                    if opinion.hardness_V is not None:
+                        hardness_V[opinion.rows] += weight * opinion.hardness_V
                 seats += 1
         return Verdict(loss, slope_VCSS, hardness_V, seats)
 

@@ -231,6 +231,7 @@ class Studio:
     track: Track = untracked
     real: RealImages | None = None
     guides: Mapping[str, tuple[nn.Module, ...]] = field(default_factory=dict)  # frozen, by what asked for them
+    compiled: bool = False  # whether frozen observers are compiled
 
     def new_seed(self) -> int:
         """From the generator, for a library that takes a number."""
