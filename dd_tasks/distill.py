@@ -80,8 +80,9 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         looked = tick.viewer.remember(looked, chosen, found.hardness_V)
         memory = memory.updated(active_N, looked) if some else looked
         loss_T[tick.step], remembered_T[tick.step] = found.loss, memory.occupied_NM.sum()
-        revisited_VSS = inside(chosen.crops.boxes_N4, side) & (chosen.memory_N >= 0)[:, None, None]
-        gaze_NSS.index_add_(0, images_V, revisited_VSS.float())
+        if tick.viewer.may_finish:
+            revisited_VSS = inside(chosen.crops.boxes_N4, side) & (chosen.memory_N >= 0)[:, None, None]
+            gaze_NSS.index_add_(0, images_V, revisited_VSS.float())
         updates += len(views_VCSS) * found.seats
         if (tick.step + 1) % max(steps // SAID, 1) == 0 and log.isEnabledFor(logging.DEBUG):
             log.debug("%s: step %d of %d, loss %.4g", what, tick.step + 1, steps, found.loss.item())

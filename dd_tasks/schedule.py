@@ -188,7 +188,7 @@ class Adam:
     eps: Amount = 1e-8
 
     def over(self, pixels_NCHW: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.Adam([pixels_NCHW], self.rate, self.betas, self.eps)
+        return torch.optim.Adam([pixels_NCHW], self.rate, self.betas, self.eps, fused=True)
 
 
 @dataclass(frozen=True)
