@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -170,6 +171,7 @@ class Observer:
     accuracy: float = 0.0
     prior: float | None = None
     patches: tuple[LayerStatistics, ...] = ()
+    graphs: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # opinions, compiled
     layers: tuple[nn.Module, ...] = field(init=False)
     convolutions: tuple[nn.Module, ...] = field(init=False)
 

@@ -5,14 +5,14 @@ Shape letters: N images, M remembered crops an image.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops, tiles
-from dd_tasks.ranges import Amount, Count, Decay, Positive, Scale, Share
+from dd_tasks.ranges import LATER, Amount, Count, Decay, Positive, Scale, Share
 from dd_tasks.types import CropMemory, Crops, Tick
 
 
@@ -39,14 +39,25 @@ class Viewer(Protocol):
     def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory: ...
 
 
+def at_work(viewer: Viewer, memory: CropMemory) -> Tensor | None:
+    """mask_N of the images that still have something to gain in this phase; None where all stay in it to its end."""
+    if isinstance(viewer, RandomCrops) and viewer.patience:
+        return memory.easy_N < viewer.patience
+    if isinstance(viewer, Revisit) and viewer.active:
+        return memory.occupied_NM.any(1)
+    return at_work(viewer.viewer, memory) if isinstance(viewer, Rolled) else None
+
+
 @dataclass(frozen=True)
 class RandomCrops:
     """A fresh crop and flip for every image. Exploration: crops harder than `threshold` (cross-entropy, nats) are
-    remembered, and a full memory gives up its easiest crop for a harder one; without a threshold none is."""
+    remembered, and a full memory gives up its easiest crop for a harder one; without a threshold none is. With
+    `patience` an image that had so many easy crops in a row has been explored, and leaves the batch."""
 
     scale: Scale = (0.5, 1.0)
     threshold: Amount | None = 0.5
     flip: bool = True
+    patience: Count = field(default=0, metadata=LATER)
     may_finish = False
 
     def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
@@ -64,6 +75,7 @@ class RandomCrops:
             torch.where(place_NM[..., None], chosen.crops.boxes_N4[:, None], memory.boxes_NM4),
             torch.where(place_NM, chosen.crops.flips_N[:, None], memory.flips_NM),
             torch.where(place_NM, hardness_N[:, None], memory.hardness_NM),
+            torch.where(hardness_N > self.threshold, 0, memory.easy_N + 1),
         )
 
 
@@ -120,11 +132,12 @@ class Tiles:
 class Revisit:
     """Exploitation: an image draws one of its remembered crops with probability softmax(hardness); afterwards the
     crop's hardness is refreshed, or the crop forgotten once it is at most `threshold`. Without any left: a random crop,
-    which is not remembered."""
+    which is not remembered; or, where `active`, it leaves the batch."""
 
     scale: Scale = (0.5, 1.0)
     threshold: Amount = 0.5
     flip: bool = True
+    active: bool = field(default=False, metadata=LATER)
     may_finish = True
 
     def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
@@ -143,7 +156,7 @@ class Revisit:
         places = torch.arange(memory.hardness_NM.shape[1], device=hardness_N.device)
         revisited_NM = chosen.memory_N[:, None] == places
         fresh_N1 = torch.where(hardness_N > self.threshold, hardness_N, -torch.inf)[:, None]
-        return CropMemory(memory.boxes_NM4, memory.flips_NM, torch.where(revisited_NM, fresh_N1, memory.hardness_NM))
+        return replace(memory, hardness_NM=torch.where(revisited_NM, fresh_N1, memory.hardness_NM))
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,7 @@ class Adam:
     eps: Amount = 1e-8
 
     def over(self, pixels_NCHW: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.Adam([pixels_NCHW], self.rate, self.betas, self.eps)
+        return torch.optim.Adam([pixels_NCHW], self.rate, self.betas, self.eps, fused=True)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ G-VBSM and EDC match these (methods section 4).
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd_tasks.networks import Scaled
 from dd_tasks.types import Moments
 
 GRID = 16  # patches a side, at most
@@ -31,7 +33,7 @@ class LayerStatistics:
 
 def watched(net: nn.Module) -> tuple[nn.Module, ...]:
     """The layers whose inputs are matched, in the order of the module tree: BatchNorm and convolutions."""
-    return tuple(m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.Conv2d))
+    return tuple(m for m in net.modules() if isinstance(m, nn.BatchNorm2d | Scaled | nn.Conv2d))
 
 
 def convolutions(net: nn.Module) -> tuple[nn.Module, ...]:
@@ -39,11 +41,28 @@ def convolutions(net: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(m for m in watched(net) if isinstance(m, nn.Conv2d))
 
 
+class _Moments(torch.autograd.Function):
+    """In one pass over the input, sums and squared sums, and one back. What cancels in the variance's value does not in
+    its gradient, which is of the distances to the mean."""
+
+    @staticmethod
+    def forward(ctx: Any, input_NPC: Tensor) -> tuple[Tensor, Tensor]:
+        mean_NC = input_NPC.mean(1)
+        variance_NC = (input_NPC * input_NPC).mean(1) - mean_NC.square()
+        ctx.save_for_backward(input_NPC, mean_NC)
+        return mean_NC, variance_NC.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:  # by mean_NC, by variance_NC
+        input_NPC, mean_NC = ctx.saved_tensors
+        by_mean_NC, by_variance_NC = (slope / input_NPC.shape[1] for slope in slopes)
+        rest_NC = by_mean_NC - 2 * by_variance_NC * mean_NC
+        return torch.addcmul(rest_NC[:, None], input_NPC, 2 * by_variance_NC[:, None])
+
+
 def moments_of(input_NCHW: Tensor) -> Moments:
-    """In two passes with channels last: torch.var_mean over the positions is slow on a CPU."""
-    input_NPC = input_NCHW.permute(0, 2, 3, 1).flatten(1, 2)
-    mean_N1C = input_NPC.mean(1, keepdim=True)
-    return Moments(mean_N1C[:, 0], (input_NPC - mean_N1C).square().mean(1))
+    """With channels last, over the positions: torch.var_mean is slow on a CPU."""
+    return Moments(*_Moments.apply(input_NCHW.permute(0, 2, 3, 1).flatten(1, 2)))
 
 
 def patches_of(input_NCHW: Tensor) -> Moments:

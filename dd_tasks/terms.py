@@ -4,7 +4,7 @@ Shape letters: N views, K classes, C channels of a layer. A term that needs stat
 holds it in the closure that `convene` returns; nothing outlives the panel.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -153,7 +153,91 @@ def _directions(reading: Reading) -> Tensor:
     return F.normalize(reading.features_NE.flatten(1).float())
 
 
-Layers = Iterable[tuple[LayerStatistics, Moments]]
+@dataclass(frozen=True)
+class Goals:
+    """What the real data looks like to several layers, channel after channel (C in all; L layers): `mean_C` and
+    `variance_C`, the latter of whole batches where `whole_C`; `part_CL` tells which layer a channel is of."""
+
+    whole_C: Tensor
+    mean_C: Tensor
+    variance_C: Tensor
+    part_CL: Tensor
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerStatistics]) -> "Goals":
+        device = layers[0].mean_C.device
+        sizes = [len(layer.mean_C) for layer in layers]
+        of_C = torch.arange(len(layers)).repeat_interleave(torch.tensor(sizes))
+        return cls(
+            torch.tensor([layer.batch_norm for layer in layers])[of_C].to(device),
+            torch.cat([layer.mean_C for layer in layers]),
+            torch.cat([layer.variance_C for layer in layers]),
+            F.one_hot(of_C, len(layers)).float().to(device),
+        )
+
+    def gaps(self, own_3C: Tensor, classes_2C: Tensor) -> Tensor:
+        """gap_L of each layer between a batch's statistics and these, half of it to those of the batch's classes."""
+        mean_C, within_C, whole_C = own_3C.float().unbind(0)
+        # BatchNorm's running variance is taken over samples and positions together; the others are within a sample.
+        varied_C = torch.where(self.whole_C, whole_C, within_C)
+        apart_4C = torch.stack([
+            mean_C - self.mean_C, varied_C - self.variance_C, mean_C - classes_2C[0], within_C - classes_2C[1]
+        ])  # fmt: skip
+        squares_4L = apart_4C.square() @ self.part_CL
+        some_4L = squares_4L > 0  # the root's slope at 0 is taken to be 0, as a norm's is
+        return 0.5 * torch.where(some_4L, torch.where(some_4L, squares_4L, 1.0).sqrt(), 0.0).sum(0)
+
+
+class SmoothedLoss:
+    """A Smoothed term at work on one panel: `averages` by judge. What a step takes in besides the reading, `state`, and
+    what it leaves, `keep`, are apart from its arithmetic, `of`, which may be compiled."""
+
+    def __init__(
+        self,
+        term: "Smoothed",
+        layers: Callable[[Observer], Sequence[LayerStatistics]],
+        moments: Callable[[Observer, Reading], Iterable[Moments]],
+    ) -> None:
+        self.term, self.layers, self.moments = term, layers, moments
+        self.averages: dict[int, Tensor] = {}
+        self.goals: dict[int, Goals] = {}
+        self.classes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+        loss, kept = self.of(judge, reading, *self.state(judge, targets_N))
+        self.keep(judge, kept)
+        return loss
+
+    def state(self, judge: Observer, targets_N: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The average_3C so far, None before the first step, and classes_2C: mean and variance, over the batch, of what
+        its classes look like."""
+        known_N, classes_2C = self.classes.get(id(judge), (None, None))
+        if known_N is not targets_N or classes_2C is None:
+            layers = self.layers(judge)
+            by_class = [[x[targets_N].mean(0) for x in (layer.mean_KC, layer.variance_KC)] for layer in layers]
+            classes_2C = torch.stack([torch.cat(of_layers) for of_layers in zip(*by_class, strict=True)])
+            self.classes[id(judge)] = targets_N, classes_2C
+        return self.averages.get(id(judge)), classes_2C
+
+    def of(
+        self, judge: Observer, reading: Reading, average_3C: Tensor | None, classes_2C: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and the new average_3C."""
+        if id(judge) not in self.goals:
+            self.goals[id(judge)] = Goals.of(self.layers(judge))
+        current_3C = batch_statistics(_joined(self.moments(judge, reading)))
+        before_3C = current_3C.detach() if average_3C is None else average_3C
+        after_3C = self.term.momentum * before_3C + (1 - self.term.momentum) * current_3C.detach()
+        gap_L = self.goals[id(judge)].gaps(current_3C + (after_3C - current_3C).detach(), classes_2C)
+        return self.term.weight * (gap_L.sum() + (self.term.first_layer - 1) * gap_L[0]), after_3C
+
+    def keep(self, judge: Observer, average_3C: Tensor) -> None:
+        self.averages[id(judge)] = average_3C
+
+
+def _joined(moments: Iterable[Moments]) -> Moments:
+    every = tuple(moments)
+    return Moments(torch.cat([m.mean_NC for m in every], 1), torch.cat([m.variance_NC for m in every], 1))
 
 
 @dataclass(frozen=True)
@@ -170,23 +254,6 @@ class Smoothed:
     momentum: Decay = 0.8
     first_layer: Amount = 10.0
 
-    def over(self, matched: Callable[[Observer, Reading], Layers]) -> Closure:
-        averages: dict[tuple[int, int], Tensor] = {}
-
-        def smoothed(key: tuple[int, int], current: Tensor) -> Tensor:
-            before = averages.get(key, current.detach())
-            averages[key] = self.momentum * before + (1 - self.momentum) * current.detach()
-            return current + (averages[key] - current).detach()
-
-        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
-            gaps = (
-                _gap(layer, smoothed((id(judge), i), batch_statistics(moments)), targets_N)
-                for i, (layer, moments) in enumerate(matched(judge, reading))
-            )
-            return self.weight * _over_layers(gaps, self.first_layer)
-
-        return loss
-
 
 @dataclass(frozen=True)
 class SmoothedStatistics(Smoothed):
@@ -197,11 +264,13 @@ class SmoothedStatistics(Smoothed):
     needs_patches = False
 
     def convene(self, studio: Studio) -> Closure:
-        def matched(judge: Observer, reading: Reading) -> Layers:
-            layers = zip(judge.statistics, reading.moments, strict=True)
-            return (pair for pair in layers if pair[0].batch_norm or self.convolutions)
+        def matched(layer: LayerStatistics) -> bool:
+            return layer.batch_norm or self.convolutions
 
-        return self.over(matched)
+        def moments(judge: Observer, reading: Reading) -> Iterable[Moments]:
+            return (m for layer, m in zip(judge.statistics, reading.moments, strict=True) if matched(layer))
+
+        return SmoothedLoss(self, lambda judge: [layer for layer in judge.statistics if matched(layer)], moments)
 
 
 @dataclass(frozen=True)
@@ -217,12 +286,12 @@ class PatchStatistics(Smoothed):
     needs_patches = True
 
     def convene(self, studio: Studio) -> Closure:
-        def matched(judge: Observer, reading: Reading) -> Layers:
+        def layers(judge: Observer) -> Sequence[LayerStatistics]:
             if not judge.patches:
                 raise InputError(f"PatchStatistics needs statistics of patches, and {judge.name} has none")
-            return zip(judge.patches, reading.patches, strict=True)
+            return tuple(judge.patches)
 
-        return self.over(matched)
+        return SmoothedLoss(self, layers, lambda judge, reading: reading.patches)
 
 
 def batch_statistics(moments: Moments) -> Tensor:
@@ -230,11 +299,3 @@ def batch_statistics(moments: Moments) -> Tensor:
     variance_C = moments.variance_NC.mean(0)
     between_C = moments.mean_NC.var(0, correction=0)
     return torch.stack([moments.mean_NC.mean(0), variance_C, variance_C + between_C])
-
-
-def _gap(layer: LayerStatistics, own_3C: Tensor, targets_N: Tensor) -> Tensor:
-    # BatchNorm's running variance is taken over samples and positions together; the others are within a sample.
-    mean_C, within_C, whole_C = own_3C.float().unbind(0)
-    overall = (mean_C - layer.mean_C).norm() + ((whole_C if layer.batch_norm else within_C) - layer.variance_C).norm()
-    class_mean_C, class_variance_C = layer.mean_KC[targets_N].mean(0), layer.variance_KC[targets_N].mean(0)
-    return 0.5 * overall + 0.5 * ((mean_C - class_mean_C).norm() + (within_C - class_variance_C).norm())

@@ -7,7 +7,7 @@ H x W pixels, S the side of a square image, K classes. `pixels` are floats in [0
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -86,11 +86,13 @@ class Crops:
 
 @dataclass(frozen=True)
 class CropMemory:
-    """At most M hard crops an image, on the device. `hardness_NM` is the crop's cross-entropy, -inf where empty."""
+    """At most M hard crops an image, on the device. `hardness_NM` is the crop's cross-entropy, -inf where empty;
+    `easy_N` counts the fresh crops since the last hard one."""
 
     boxes_NM4: Tensor
     flips_NM: Tensor
     hardness_NM: Tensor
+    easy_N: Tensor
 
     @classmethod
     def empty(cls, images: int, capacity: int, device: torch.device) -> "CropMemory":
@@ -98,11 +100,19 @@ class CropMemory:
             torch.zeros(images, capacity, 4, dtype=torch.int64, device=device),
             torch.zeros(images, capacity, dtype=torch.bool, device=device),
             torch.full((images, capacity), -torch.inf, device=device),
+            torch.zeros(images, dtype=torch.int64, device=device),
         )
 
     @property
     def occupied_NM(self) -> Tensor:
         return self.hardness_NM > -torch.inf
+
+    def __getitem__(self, images: Tensor) -> "CropMemory":
+        return CropMemory(*(getattr(self, f.name)[images] for f in fields(self)))
+
+    def updated(self, images: Tensor, part: "CropMemory") -> "CropMemory":
+        """With these images' memory as in `part`."""
+        return CropMemory(*(getattr(self, f.name).index_copy(0, images, getattr(part, f.name)) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -231,6 +241,7 @@ class Studio:
     track: Track = untracked
     real: RealImages | None = None
     guides: Mapping[str, tuple[nn.Module, ...]] = field(default_factory=dict)  # frozen, by what asked for them
+    compiled: bool = False  # whether frozen observers are compiled
 
     def new_seed(self) -> int:
         """From the generator, for a library that takes a number."""

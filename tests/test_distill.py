@@ -1,5 +1,6 @@
 """The loop: what it depends on, when it ends, and what it leaves alone."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -138,6 +139,25 @@ def test_the_loop_stops_early_only_when_no_image_has_a_crop_left():
 def test_exploration_never_stops_and_exploitation_at_the_first_question_with_nothing_left(phases, steps):
     made = distill(recipe(*phases), tiny.canvas(3), tiny.studio(tiny.observer()))
     assert len(made.loss_T) == len(made.remembered_T) == steps and made.image_updates == 3 * steps
+
+
+def test_an_image_that_has_been_explored_leaves_the_batch_and_its_pixels_stay():
+    phases = Phase(25, RandomCrops(threshold=NEVER, patience=10)), Phase(15, Revisit(active=True))
+    made = distill(recipe(*phases), tiny.canvas(3), tiny.studio(tiny.observer()))
+    alone = distill(recipe(Phase(40, RandomCrops(threshold=NEVER))), tiny.canvas(3), tiny.studio(tiny.observer()))
+    assert made.image_updates == 30 and alone.image_updates == 120
+    assert made.loss_T[:10].isfinite().all() and made.loss_T[10:].isnan().all() and len(made.loss_T) == 30
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_exploitation_of_the_active_images_leaves_the_others_as_they_are(steps):
+    hard = Phase(1, Remembering(hardness=(9.0, -math.inf, 9.0)))
+    first = distill(recipe(hard), tiny.canvas(3), tiny.studio(tiny.observer()))
+    phases = hard, Phase(steps, Revisit(threshold=EVER, active=True))
+    made = distill(recipe(*phases), tiny.canvas(3), tiny.studio(tiny.observer()))
+    assert made.image_updates == 3 + 2 * steps
+    assert torch.equal(made.pixels_NCSS[1], first.pixels_NCSS[1])
+    assert all(not torch.equal(made.pixels_NCSS[i], first.pixels_NCSS[i]) for i in (0, 2))
 
 
 def test_a_panel_tells_its_loss_four_times_to_whoever_listens(caplog):

@@ -18,9 +18,9 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
     ("errors", "types", "ranges", "citation", "memory", "seconds"),
+    ("networks",),
     (
         "augment",
-        "networks",
         "statistics",
         "decoding",
         "feeds",
@@ -39,7 +39,7 @@ RANKS = (
     ("shards", "store", "voters", "nearness", "compact", "exact", "changelog", "anatomy", "extents"),
     ("codec", "garbage", "rates", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
-    ("croissant", "report", "recipe", "students"),
+    ("croissant", "report", "recipe", "students", "opinions"),
     ("artifact", "agreement", "presets", "distill", "comparison", "job", "pixels"),
     ("validate", "verify", "plan"),
     ("publish", "footprint", "calibrate"),

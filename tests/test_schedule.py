@@ -22,7 +22,7 @@ def memory(*hardness: list[float]) -> CropMemory:
     n, m = hardness_NM.shape
     places, images = torch.arange(m).expand(n, m), torch.arange(n)[:, None].expand(n, m)
     boxes_NM4 = torch.stack([places, images, 1 + places, torch.ones_like(places)], 2)
-    return CropMemory(boxes_NM4, places % 2 == 1, hardness_NM)
+    return CropMemory(boxes_NM4, places % 2 == 1, hardness_NM, torch.zeros(n, dtype=torch.int64))
 
 
 def chosen(n: int, memory_N: Tensor | None = None) -> Chosen:

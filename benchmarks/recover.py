@@ -1,0 +1,230 @@
+"""Recovery beside the plain loop, in one process: `python -m benchmarks.recover --data DIR [--device cuda]`.
+
+Both run E2D's two phases on the same real images under the same observers, briefly trained. First the plain loop's
+crops are replayed through ours, and the pixels after 1, 2 and 3 steps must agree; then each draws its own and is timed,
+compiling apart. Written to benchmarks/results/recover[-NAME].json.
+
+Image-updates: one image through one observer, forward and back to the pixels. `peak_share`: FLOPs of the observers'
+passes a second over those of a matrix product on the same device.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flows.environment import keep_freed_memory
+
+keep_freed_memory()
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from benchmarks import plain_loop  # noqa: E402
+from benchmarks.calls import keep  # noqa: E402
+from dd_tasks import committee, shards  # noqa: E402
+from dd_tasks.committee import Observer, ObserverRecipe  # noqa: E402
+from dd_tasks.distill import Recovered, distill  # noqa: E402
+from dd_tasks.memory import peak_memory  # noqa: E402
+from dd_tasks.networks import Shape  # noqa: E402
+from dd_tasks.presets import e2d  # noqa: E402
+from dd_tasks.schedule import Chosen, Phase  # noqa: E402
+from dd_tasks.types import Canvas, CropMemory, Crops, Studio  # noqa: E402
+from flows.workspace import machine  # noqa: E402
+
+FIRST_STEPS = (1, 2, 3)
+TOLERANCE = 1e-5  # of pixels in [0, 1]
+PRODUCT = 2048  # rows and columns of the matrix product that is the device's peak
+
+
+@dataclass
+class Replayed:
+    """A viewer that looks where it is told."""
+
+    steps: list[plain_loop.Step]
+    may_finish = False
+    at: Iterator[plain_loop.Step] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at = iter(self.steps)
+
+    def choose(self, memory: CropMemory, side: int, rng: torch.Generator, progress: float = 0.0) -> Chosen:
+        step, device = next(self.at), memory.flips_NM.device
+        crops = Crops(torch.tensor(step.boxes, device=device), torch.tensor(step.flips, device=device))
+        return Chosen(crops, torch.tensor(step.memory, device=device))
+
+    def remember(self, memory: CropMemory, chosen: Chosen, hardness_N: Tensor) -> CropMemory:
+        return memory
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The same images and observers for both loops."""
+
+    canvas: Canvas
+    observers: tuple[Observer, ...]
+    shape: Shape
+    device: torch.device
+
+    def studio(self, *, compiled: bool) -> Studio:
+        rng = torch.Generator(self.device).manual_seed(0)
+        shape = self.shape
+        return Studio(self.observers, shape.classes, shape.mean, shape.std, rng, self.device, compiled=compiled)
+
+    def ours(self, phases: tuple[Phase, ...], *, compiled: bool = True) -> Recovered:
+        recipe = e2d(side=self.shape.side)
+        recipe = replace(recipe, schedule=replace(recipe.schedule, phases=phases))
+        return distill(recipe, self.canvas, self.studio(compiled=compiled))
+
+    def plain(self, steps: tuple[int, int], watch: Callable[[plain_loop.Step], None]) -> Tensor:
+        """pixels_NCSS after the plain loop."""
+        mean_C11, std_C11 = (
+            torch.tensor(x, device=self.device).view(3, 1, 1) for x in (self.shape.mean, self.shape.std)
+        )
+        images_NCSS = (self.canvas.images_NCHW.to(self.device).float() / 255 - mean_C11) / std_C11
+        bounds = (-mean_C11 / std_C11).flatten(), ((1 - mean_C11) / std_C11).flatten()
+        judges = [self.judge(observer) for observer in self.observers]
+        targets_N = self.canvas.targets_N.to(self.device)
+        return plain_loop.explore_and_exploit(images_NCSS, targets_N, judges, bounds, steps, watch) * std_C11 + mean_C11
+
+    def judge(self, observer: Observer) -> plain_loop.Judge:
+        """Its network of normalised images, in the usual memory format."""
+        net = observer.net[1].to(memory_format=torch.contiguous_format)  # type: ignore[index]
+        kept = ("batch_norm", "mean_C", "variance_C", "mean_KC", "variance_KC")
+        layers = [plain_loop.Layer(*(getattr(layer, name) for name in kept)) for layer in observer.statistics]
+        return plain_loop.Judge(net, layers)
+
+
+@contextmanager
+def channels_last(observers: tuple[Observer, ...]) -> Iterator[None]:
+    """As ours has them; the plain loop leaves them in the usual format."""
+    for observer in observers:
+        observer.net.to(memory_format=torch.channels_last)
+    yield
+
+
+def agreement(bench: Bench) -> list[dict[str, Any]]:
+    """The pixels of both after the first steps on the same crops."""
+    found = []
+    for steps in FIRST_STEPS:
+        looked: list[plain_loop.Step] = []
+        random.seed(steps)
+        torch.manual_seed(steps)
+        theirs_NCSS = bench.plain((steps, 0), looked.append)
+        with channels_last(bench.observers):
+            ours_NCSS = bench.ours((Phase(steps, Replayed(looked)),), compiled=steps > 1).pixels_NCSS  # type: ignore[arg-type]
+        apart = (theirs_NCSS.cpu() - ours_NCSS).abs()
+        found.append({
+            "steps": steps, "largest": apart.max().item(), "median": apart.median().item(),
+            "beyond_tolerance": (apart > TOLERANCE).float().mean().item(),
+        })  # fmt: skip
+    return found
+
+
+def flops(observers: tuple[Observer, ...], shape: Shape, device: torch.device) -> float:
+    """Of one image-update, forward and back to the pixels, the observers' mean."""
+    total = 0
+    for observer in observers:
+        pixels_NCSS = torch.rand(1, 3, shape.side, shape.side, device=device, requires_grad=True)
+        with FlopCounterMode(display=False) as counted:
+            observer.net(pixels_NCSS).sum().backward()
+        total += counted.get_total_flops()
+    return total / len(observers)
+
+
+def peak(device: torch.device) -> float:
+    """FLOPs a second of a matrix product, float32."""
+    one, other = torch.rand(2, PRODUCT, PRODUCT, device=device)
+    one @ other
+    start, repeats = clock(device), 8
+    for _ in range(repeats):
+        one @ other
+    return float(repeats * 2 * PRODUCT**3 / (clock(device) - start))
+
+
+def clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measured(bench: Bench, steps: tuple[int, int]) -> dict[str, Any]:
+    """Image-updates a second of both, and what compiling cost."""
+    schedule = e2d(side=bench.shape.side).schedule
+    phases = tuple(replace(phase, steps=n) for phase, n in zip(schedule.phases, steps, strict=True))
+    images, device = len(bench.canvas), bench.device
+    start = clock(device)
+    few = tuple(replace(phase, steps=2 * len(bench.observers)) for phase in phases)
+    bench.ours(few)
+    warm = clock(device) - start
+    seconds = {}
+    with channels_last(bench.observers), peak_memory(device) as memory:
+        start = clock(device)
+        updates = bench.ours(phases).image_updates
+        seconds["ours"] = (clock(device) - start) / updates
+    ours_memory = memory()
+    with channels_last(bench.observers):
+        start = clock(device)
+        updates = bench.ours(phases, compiled=False).image_updates
+        seconds["not_compiled"] = (clock(device) - start) / updates
+    bench.plain((2, 1), lambda step: None)
+    with peak_memory(device) as memory:
+        start = clock(device)
+        bench.plain(steps, lambda step: None)
+        seconds["plain"] = (clock(device) - start) / (sum(steps) * images)
+    rates = {way: round(1 / each, 1) for way, each in seconds.items()}
+    return {
+        "image_updates_a_second": rates, "ratio": round(rates["ours"] / rates["plain"], 2),
+        "ratio_not_compiled": round(rates["not_compiled"] / rates["plain"], 2), "warm_up_seconds": round(warm, 1),
+        "peak_memory_bytes": {"ours": ours_memory, "plain": memory()}, "steps": sum(steps),
+    }  # fmt: skip
+
+
+def seated(arguments: argparse.Namespace, device: torch.device) -> tuple[tuple[Observer, ...], Shape, shards.Feed]:
+    """The committee, one epoch old, and the real images."""
+    source = shards.open_source((f"{arguments.data}/cifar10-train-0000.tar",), quarantine=shards.Quarantine())
+    shape = Shape(len(source.index.classes), arguments.side, source.index.mean, source.index.std)
+    feed = shards.feed(source, side=arguments.side, quarantine=shards.Quarantine())
+    observers = []
+    for recipe in committee.COMMITTEES[arguments.committee]:
+        assert isinstance(recipe, ObserverRecipe)
+        made = committee.train(replace(recipe, epochs=1), shape, feed, feed, device=device)
+        net: nn.Module = committee.restore(recipe.architecture, made.weights, shape, device).eval()
+        statistics = committee.statistics(net, feed, shape.classes, device)
+        observers.append(Observer(recipe.name, net, statistics))
+    return tuple(observers), shape, feed
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--data", required=True, help="folder of the CIFAR-10 shards")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--side", type=int, default=32)
+    options.add_argument("--committee", default="small", choices=list(committee.COMMITTEES))
+    options.add_argument("--batch", type=int, nargs="+", default=[10, 100])
+    options.add_argument("--steps", type=int, nargs=2, default=[42, 18], metavar=("EXPLORE", "EXPLOIT"))
+    options.add_argument("--name", default="recover")
+    arguments = options.parse_args()
+    device = torch.device(arguments.device)
+    observers, shape, feed = seated(arguments, device)
+    each, most = flops(observers, shape, device), peak(device)
+    rows = []
+    for images in arguments.batch:
+        batch = next(iter(feed.batches(images, seed=0)))
+        canvas = Canvas(batch.images_NCHW, batch.labels_N, ((),) * images)
+        bench = Bench(canvas, observers, shape, device)
+        with channels_last(observers):
+            found = {"batch": images, "agreement": agreement(bench), **measured(bench, tuple(arguments.steps))}
+        found["peak_share"] = round(each * found["image_updates_a_second"]["ours"] / most, 3)
+        print(found, flush=True)
+        rows.append(found)
+    common = {"side": arguments.side, "committee": arguments.committee, "flops": each, "matrix_product_flops": most}
+    keep(arguments.name, {"machine": machine(), **common, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

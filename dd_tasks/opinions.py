@@ -1,0 +1,115 @@
+"""What one judge makes of a batch of views by some terms: loss, slope, hardness; for a frozen observer also compiled.
+
+Shape letters: V views, C channels, S side. A compiled opinion is one graph of forward, terms and backward, without
+hooks; it is kept with its observer, so that panels of one size share it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd_tasks.networks import lean
+from dd_tasks.terms import Closure, SmoothedLoss, Term
+from dd_tasks.types import Observer, Reading
+
+# Pixels that a run's image-updates see: below, compiling, some ten seconds an observer, costs more than it gains.
+WORTH_COMPILING = {"cpu": 1e8, "cuda": 1e11}
+
+
+def worth_compiling(image_updates: int, side: int, device: torch.device) -> bool:
+    return image_updates * side**2 >= WORTH_COMPILING.get(device.type, float("inf"))
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """Of the `rows` of a batch: loss, its gradient by their views, and, where asked for, their cross-entropy (nats)."""
+
+    rows: Tensor | slice
+    loss: Tensor
+    slope_VCSS: Tensor
+    hardness_V: Tensor | None
+
+
+@dataclass(frozen=True)
+class Panellist:
+    """The terms of one ballot, at work on one panel. `graphs` compiles opinions on batches of `compiled` views."""
+
+    terms: tuple[Term, ...]
+    closures: tuple[Closure, ...]
+    tells_hardness: bool
+    compiled: int = 0
+
+    @property
+    def needs(self) -> dict[str, bool]:
+        return {
+            "moments": any(term.needs_moments for term in self.terms),
+            "patches": any(term.needs_patches for term in self.terms),
+        }
+
+    def opinions(self, judge: Observer, views_VCSS: Tensor, targets_V: Tensor) -> Iterator[Opinion]:
+        """Each reading's graph is gone before the next one."""
+        known = getattr(judge, "graphs", None)
+        states = [
+            closure.state(judge, targets_V) if isinstance(closure, SmoothedLoss) else () for closure in self.closures
+        ]
+        if known is not None and len(views_VCSS) == self.compiled and not any(None in state for state in states):
+            yield self._compiled(judge, known, views_VCSS, targets_V, states)
+            return
+        leaf_VCSS = views_VCSS.detach().requires_grad_()
+        for rows, reading in judge.readings(leaf_VCSS, targets_V, **self.needs):
+            loss = torch.stack([closure(judge, reading, targets_V[rows]) for closure in self.closures]).sum()
+            (slope_VCSS,) = torch.autograd.grad(loss, leaf_VCSS)
+            yield Opinion(rows, loss.detach(), slope_VCSS, self._hardness(reading, targets_V[rows]))
+
+    def _hardness(self, reading: Reading, targets_V: Tensor) -> Tensor | None:
+        if not self.tells_hardness:
+            return None
+        return F.cross_entropy(reading.logits_NK.detach(), targets_V, reduction="none")
+
+    def _compiled(
+        self, judge: Any, graphs: dict[Any, Any], views_VCSS: Tensor, targets_V: Tensor, states: Sequence[Any]
+    ) -> Opinion:
+        key = (self.terms, self.tells_hardness, views_VCSS.shape, views_VCSS.device)
+        flat = [tensor for state in states for tensor in state]
+        if key not in graphs:
+            graphs[key] = compiled(self._graph(judge, states), views_VCSS, targets_V, *flat)
+        loss, slope_VCSS, hardness_V, *kept = graphs[key](views_VCSS, targets_V, *flat)
+        after = iter(kept)
+        for closure in self.closures:
+            if isinstance(closure, SmoothedLoss):
+                closure.keep(judge, next(after))
+        return Opinion(slice(None), loss, slope_VCSS, hardness_V)
+
+    def _graph(self, judge: Any, states: Sequence[Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+        twin = replace(judge, net=lean(judge.net))
+        sizes = [len(state) for state in states]
+
+        def graph(views_VCSS: Tensor, targets_V: Tensor, *flat: Tensor) -> tuple[Tensor | None, ...]:
+            leaf_VCSS = views_VCSS.detach().requires_grad_()
+            reading = twin.read(leaf_VCSS, **self.needs)
+            losses, kept, rest = [], [], list(flat)
+            for closure, size in zip(self.closures, sizes, strict=True):
+                if isinstance(closure, SmoothedLoss):
+                    loss, after = closure.of(judge, reading, *rest[:size])
+                    kept.append(after)
+                    rest = rest[size:]
+                else:
+                    loss = closure(judge, reading, targets_V)
+                losses.append(loss)
+            whole = torch.stack(losses).sum()
+            (slope_VCSS,) = torch.autograd.grad(whole, leaf_VCSS)
+            return whole.detach(), slope_VCSS, self._hardness(reading, targets_V), *kept
+
+        return graph
+
+
+def compiled(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
+    """The graph, traced with these inputs, by `torch.compile`; where there is no compiler torch runs it as it is."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(make_fx(graph)(*inputs), dynamic=False)  # type: ignore[no-any-return]

@@ -1,0 +1,76 @@
+"""Opinions of frozen observers, compiled: the same numbers as without, one graph for panels of a size."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from test_distill import recipe
+from torch import nn
+
+from dd_tasks.committee import Observer
+from dd_tasks.distill import distill
+from dd_tasks.networks import Halved, Scaled, Shape, build, lean
+from dd_tasks.opinions import Panellist, worth_compiling
+from dd_tasks.recipe import Ballot
+from dd_tasks.schedule import Phase, RandomCrops
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, PatchStatistics, SmoothedStatistics
+from dd_tasks.voters import RoundRobin
+
+TERMS = (CrossEntropy(), SmoothedStatistics(), BatchNormMatching(), PatchStatistics(0.2))
+
+
+def pooling() -> Observer:
+    """With BatchNorm and max pooling."""
+    return tiny.observer(0, "thin_vgg_w4")
+
+
+def opinions(observer: Observer, compiled: int) -> list[tuple[torch.Tensor, ...]]:
+    """Of three steps of one panel: loss, slope, hardness."""
+    studio = tiny.studio(observer)
+    panellist = Panellist(TERMS, tuple(term.convene(studio) for term in TERMS), True, compiled)
+    found = []
+    for step in range(3):
+        (one,) = panellist.opinions(observer, tiny.pixels(4, step), tiny.labels(4))
+        assert one.hardness_V is not None
+        found.append((one.loss, one.slope_VCSS, one.hardness_V))
+    return found
+
+
+def test_compiled_opinions_are_those_of_the_plain_pass_with_the_averages_of_the_steps_before():
+    observer = pooling()
+    plain, compiled = opinions(observer, 0), opinions(observer, 4)
+    assert len(observer.graphs) == 1
+    for one, other in zip(plain, compiled, strict=True):
+        for before, after in zip(one, other, strict=True):
+            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+    assert plain[1][0] != plain[2][0]
+
+
+def test_panels_of_one_size_share_a_graph():
+    studio = replace(tiny.studio(pooling()), compiled=True)
+    short = recipe(Phase(3, RandomCrops()), ballots=(Ballot(RoundRobin(), TERMS[:2]),))
+    for images in (4, 4, 3):
+        distill(short, tiny.canvas(images), studio)
+    (graphs,) = (observer.graphs for observer in studio.observers)  # type: ignore[attr-defined]
+    assert [shape[0] for _, _, shape, _ in graphs] == [4, 3]
+
+
+@pytest.mark.parametrize("side", [16, 15])
+def test_a_lean_network_computes_the_same(side):
+    net = build("thin_vgg_w4", Shape(3, side)).eval()
+    with torch.no_grad():
+        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        twin = lean(net)
+        torch.testing.assert_close(twin(tiny.pixels(2, side=side)), net(tiny.pixels(2, side=side)))
+    kinds = [type(m) for m in twin.modules()]
+    assert Scaled in kinds and Halved in kinds and nn.BatchNorm2d not in kinds
+    assert nn.BatchNorm2d in [type(m) for m in net.modules()]
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "worth"), [(20_000, 32, False), (100_000, 32, True), (1_000, 224, False), (2_000, 224, True)]
+)
+def test_long_runs_alone_are_compiled(images, side, worth):
+    assert worth_compiling(images, side, tiny.CPU) == worth
