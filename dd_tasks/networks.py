@@ -194,6 +194,9 @@ def with_features(net: nn.Module, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
 class Scaled(nn.Module):
     """A frozen BatchNorm2d as what it does: one product and one sum a value."""
 
+    scale_C11: Tensor
+    shift_C11: Tensor
+
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None

@@ -112,4 +112,4 @@ def compiled(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     torch._dynamo.config.suppress_errors = True
-    return torch.compile(make_fx(graph)(*inputs), dynamic=False)  # type: ignore[no-any-return]
+    return torch.compile(make_fx(graph)(*inputs), dynamic=False)

@@ -146,7 +146,7 @@ def _accuracy(member: Imported, weights: Ref, data: Data, settings: Settings) ->
 def _measured(
     kind: Literal["statistics", "patches"], recipe: Member, weights: Ref, data: Data, settings: Settings
 ) -> Ref:
-    ref = Ref(kind, identity(kind, 1, weights=weights.digest, data=data.digest))
+    ref = Ref(kind, identity(kind, 2, weights=weights.digest, data=data.digest))
 
     def make() -> Made:
         net, feed = network_of(recipe, weights, data.shape, settings), feed_of(data, "training", settings)
@@ -206,6 +206,8 @@ def recover_panel(
     """One panel through the schedule. Of its first images its own count, and of the committee what judges them; the
     labeller has no part in its identity."""
     judged: dict[str, Any] = {"ballots": recipe.ballots, "schedule": recipe.schedule, "real": real and real.digest}
+    if panel.compiled:
+        judged["compiled"] = True
     if pools:
         judged["pools"] = [pool.digest for pool in pools]
     by = [ref for seat in seats for ref in (*voting((seat,)), *(seat.measured if recipe.matches_data else ()))]
@@ -213,11 +215,11 @@ def recover_panel(
         shape = data.shape
         judged |= {"seats": [ref.digest for ref in by], "scale": [shape.classes, shape.mean, shape.std]}
     place, what = [panel.start, panel.stop, panel.seed], f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})"
-    ref = Ref("panel", identity("recover", 4, **judged, first=panel.begun or first.digest, panel=place))
+    ref = Ref("panel", identity("recover", 5, **judged, first=panel.begun or first.digest, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings, slice(panel.start, panel.stop))
-        studio = studio_of(seats, data, panel.seed, settings, real, pools)
+        studio = replace(studio_of(seats, data, panel.seed, settings, real, pools), compiled=panel.compiled)
         made = distill(recipe, canvas, studio, what)
         facts, groups = put_canvas(cut(made.canvas), settings)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}

@@ -126,13 +126,14 @@ class Pool:
 @dataclass(frozen=True)
 class Panel:
     """The unit of recovery: slots [start, stop) of the canvas, with a seed of its own; `begun` tells what their first
-    images are made of, where that is not all of the canvas."""
+    images are made of, where that is not all of the canvas. `compiled` panels are recovered by compiled observers."""
 
     index: int
     start: int
     stop: int
     seed: int
     begun: str | None = None
+    compiled: bool = False
 
 
 def device_of(settings: Settings) -> torch.device:
