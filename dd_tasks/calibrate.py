@@ -19,8 +19,9 @@ from torch import Tensor
 
 from dd_tasks import codec, committee, nearness, packing, presets, shards, students
 from dd_tasks.clusters import nearest_to_centres
-from dd_tasks.committee import WORTH_COMPILING, Observer, ObserverRecipe, seeded
+from dd_tasks.committee import Observer, ObserverRecipe, seeded
 from dd_tasks.compact import GROUP
+from dd_tasks.compiling import WORTH_COMPILING
 from dd_tasks.distill import distill
 from dd_tasks.feeds import Batch, InMemory
 from dd_tasks.label import OneHot, Relabel
@@ -209,18 +210,21 @@ def recovering(bench: Bench, observer: Observer, recipes: Iterable[Recipe]) -> I
 
 
 def labelling(bench: Bench, observer: Observer, recipes: Iterable[Recipe]) -> Iterator[Rate]:
-    """By running statistics, and by batch statistics where a method asks for these."""
+    """By running statistics, without and with torch.compile; and by batch statistics where a method asks for these."""
     asked = [recipe.labeller for recipe in recipes]
     sizes = {labeller.batch_statistics for labeller in asked if isinstance(labeller, Relabel)} | {None}
     for size in sorted(sizes, key=lambda size: size or 0):
-        labeller = Relabel(One(), epochs=FOREVER, batch_statistics=size)
-        n = size or labeller.batch
+        n = size or Relabel.batch
         seen = canvas(bench, 4 * n if size else n)
+        for compiled in (False,) if size else _ways(bench.trial):
+            epochs = FOREVER if size else epochs_of(bench, n, compiled)
+            labeller = Relabel(One(), epochs=epochs, batch_statistics=size)
 
-        def loop(watch: Stopwatch, labeller: Relabel = labeller, seen: Canvas = seen) -> object:
-            return labeller.label(seen, studio(bench, observer, track=watch))
+            def loop(watch: Stopwatch, labeller: Relabel = labeller, seen: Canvas = seen) -> object:
+                return labeller.label(seen, studio(bench, observer, track=watch))
 
-        yield bench.rate("label", len(seen), loop, n, architecture=observer.name)
+            if epochs > WARM:
+                yield bench.rate("label", len(seen), loop, n, architecture=observer.name, compiled=compiled)
 
 
 def measuring(bench: Bench, observer: Observer, patches: bool) -> Rate:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
+from dd_tasks.compiling import compiled, frozen
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
@@ -90,7 +92,6 @@ COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {
 
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?(?<!\.safetensors)")  # a name with a dot, timm's say, is no file's suffix
-WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalisation of weights that do not carry their own
 
 
@@ -184,6 +185,11 @@ class Observer:
             logits_NK = self.net(pixels_NCHW)
         return Reading(logits_NK, tuple(heard[m] for m in layers), tuple(by_patch[m] for m in convolved))
 
+    @cached_property
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        """pixels_NCHW -> logits_NK alone, compiled: for many batches of one size, without gradients."""
+        return frozen(self.net)
+
     def readings(
         self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> Iterator[tuple[Tensor | slice, Reading]]:
@@ -227,14 +233,6 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
-
-
-def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
-    """`torch.compile` where the training ahead (so many images of this side) is long enough to pay for it."""
-    if images * side**2 < WORTH_COMPILING:
-        return net
-    torch._dynamo.config.suppress_errors = True  # no C++ compiler, say: the eager network does the same, slower
-    return torch.compile(net)  # type: ignore[return-value]
 
 
 def autocast(device: torch.device) -> object:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
+from dd_tasks.compiling import worth_compiling
 from dd_tasks.ranges import LATER, Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
@@ -110,7 +111,7 @@ class OneHot(Drawn):
         every = [self.draw(epoch, n, side, studio.rng) for epoch in range(self.epochs)]
         if not every:
             return no_views(studio.classes)
-        views = _joined(every)
+        views = _joined(every).to(torch.device("cpu"))
         own_V1 = own_share(views.mix_boxes_V4, side)[:, None]
         first_VK, second_VK = (
             F.one_hot(canvas.targets_N[images_V.long()], studio.classes)
@@ -135,23 +136,54 @@ class Relabel(Drawn):
 
     def label(self, canvas: Canvas, studio: Studio) -> Views:
         pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
-        seating = self.voters.convene(studio)
-        epochs = [
-            self._epoch(epoch, pixels_NCSS, seating(epoch), studio)
-            for epoch in studio.track(range(self.epochs), "relabel")
-        ]
-        return _joined(epochs) if epochs else no_views(studio.classes)
+        labelled = [self._labelled(pixels_NCSS, *lot) for lot in self._lots(len(canvas), pixels_NCSS.shape[-1], studio)]
+        return _joined(labelled).to(torch.device("cpu")) if labelled else no_views(studio.classes)
+
+    def together(self, n: int) -> int:
+        """Views that are labelled at once, where the judges of all epochs are the same: whole epochs, if one fits."""
+        return self.batch_statistics or (min(self.batch // n, self.epochs) * n if n <= self.batch else self.batch)
+
+    def _lots(self, n: int, side: int, studio: Studio) -> Iterator[tuple[Views, Judges]]:
+        """Drawn views with their judges: together as many epochs in a row as fit into a batch and have the same ones;
+        by batch statistics each alone."""
+        seating, seated = self.voters.convene(studio), ()
+        held: list[Views] = []
+        for epoch in studio.track(range(self.epochs), "relabel"):
+            judges = seating(epoch)
+            alone = self.batch_statistics or (len(held) + 1) * n > self.batch or not _same(judges, seated)
+            if held and alone:
+                yield _joined(held), seated
+                held = []
+            seated = judges
+            held.append(self.draw(epoch, n, side, studio.rng))
+        if held:
+            yield _joined(held), seated
 
     @torch.no_grad()
-    def _epoch(self, epoch: int, pixels_NCSS: Tensor, judges: Judges, studio: Studio) -> Views:
-        views = self.draw(epoch, len(pixels_NCSS), pixels_NCSS.shape[-1], studio.rng)
-        size = self.batch_statistics or self.batch
+    def _labelled(self, pixels_NCSS: Tensor, views: Views, judges: Judges) -> Views:
+        if not self.batch_statistics and worth_compiling(self.epochs * len(pixels_NCSS), pixels_NCSS.shape[-1]):
+            return replace(views, logits_VK=self._many(pixels_NCSS, views, judges).half())
         with _by_batch([judge for judge, _ in judges] if self.batch_statistics else []):
             logits = [
-                torch.stack([weight * judge.read(pixels_BCSS).logits_NK for judge, weight in judges]).sum(0)
-                for pixels_BCSS in (show(pixels_NCSS, views, part) for part in _parts(len(views), size))
+                torch.stack([weight * judge.read(seen_BCSS).logits_NK for judge, weight in judges]).sum(0)
+                for seen_BCSS in (
+                    show(pixels_NCSS, views, part) for part in _parts(len(views), self.batch_statistics or self.batch)
+                )
             ]
         return replace(views, logits_VK=torch.cat(logits).half())
+
+    def _many(self, pixels_NCSS: Tensor, views: Views, judges: Judges) -> Tensor:
+        """logits_VK in batches of one size: what the last one lacks is filled up with its last view."""
+        size, logits = self.together(len(pixels_NCSS)), []
+        rows_V = torch.arange(-(-len(views) // size) * size).clamp_max(len(views) - 1)
+        for part in rows_V.split(size):
+            seen_BCSS = show(pixels_NCSS, views, part).contiguous(memory_format=torch.channels_last)
+            logits.append(torch.stack([weight * judge.reader(seen_BCSS) for judge, weight in judges]).sum(0))
+        return torch.cat(logits)[: len(views)]
+
+
+def _same(some: Judges, others: Judges) -> bool:
+    return [(id(judge), weight) for judge, weight in some] == [(id(judge), weight) for judge, weight in others]
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:
@@ -171,10 +203,10 @@ def _by_batch(observers: Sequence[Observer]) -> Iterator[None]:
 def _joined(parts: list[Views]) -> Views:
     def crops(which: str) -> Crops:
         found = [getattr(p, which) for p in parts]
-        return Crops(torch.cat([c.boxes_N4 for c in found]).cpu(), torch.cat([c.flips_N for c in found]).cpu())
+        return Crops(torch.cat([c.boxes_N4 for c in found]), torch.cat([c.flips_N for c in found]))
 
     def column(which: str) -> Tensor:
-        return torch.cat([getattr(p, which) for p in parts]).cpu()
+        return torch.cat([getattr(p, which) for p in parts])
 
     return Views(
         column("epochs_V"), column("images_V"), crops("crops"), column("partners_V"), crops("partner_crops"),

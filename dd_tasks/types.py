@@ -5,7 +5,7 @@ H x W pixels, S the side of a square image, K classes. `pixels` are floats in [0
 (top, left, height, width) in whole pixels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -83,6 +83,9 @@ class Crops:
     def __getitem__(self, rows: Tensor | slice) -> "Crops":
         return Crops(self.boxes_N4[rows], self.flips_N[rows])
 
+    def to(self, device: torch.device) -> "Crops":
+        return Crops(self.boxes_N4.to(device), self.flips_N.to(device))
+
 
 @dataclass(frozen=True)
 class CropMemory:
@@ -128,6 +131,12 @@ class Views:
         return Views(
             self.epochs_V[rows], self.images_V[rows], self.crops[rows], self.partners_V[rows],
             self.partner_crops[rows], self.mix_boxes_V4[rows], self.logits_VK[rows],
+        )  # fmt: skip
+
+    def to(self, device: torch.device) -> "Views":
+        return Views(
+            self.epochs_V.to(device), self.images_V.to(device), self.crops.to(device), self.partners_V.to(device),
+            self.partner_crops.to(device), self.mix_boxes_V4.to(device), self.logits_VK.to(device),
         )  # fmt: skip
 
 
@@ -182,6 +191,11 @@ class Observer(Protocol):
         self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> "Iterator[tuple[Tensor | slice, Reading]]":
         """What is judged together: rows of the batch, and the reading of these."""
+        ...
+
+    @property
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        """pixels_NCHW -> logits_NK alone, for many batches of one size, without gradients."""
         ...
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor: ...

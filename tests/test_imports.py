@@ -17,9 +17,10 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
-    ("errors", "types", "ranges", "citation", "memory"),
+    ("errors", "types", "ranges", "citation", "memory", "winograd"),
     (
         "augment",
+        "compiling",
         "networks",
         "statistics",
         "decoding",
