@@ -210,21 +210,18 @@ def recovering(bench: Bench, observer: Observer, recipes: Iterable[Recipe]) -> I
 
 
 def labelling(bench: Bench, observer: Observer, recipes: Iterable[Recipe]) -> Iterator[Rate]:
-    """By running statistics, without and with torch.compile; and by batch statistics where a method asks for these."""
+    """By running statistics, and by batch statistics where a method asks for these."""
     asked = [recipe.labeller for recipe in recipes]
     sizes = {labeller.batch_statistics for labeller in asked if isinstance(labeller, Relabel)} | {None}
     for size in sorted(sizes, key=lambda size: size or 0):
-        n = size or Relabel.batch
+        labeller = Relabel(One(), epochs=FOREVER, batch_statistics=size)
+        n = size or labeller.batch
         seen = canvas(bench, 4 * n if size else n)
-        for compiled in (False,) if size else _ways(bench.trial):
-            epochs = FOREVER if size else epochs_of(bench, n, compiled)
-            labeller = Relabel(One(), epochs=epochs, batch_statistics=size)
 
-            def loop(watch: Stopwatch, labeller: Relabel = labeller, seen: Canvas = seen) -> object:
-                return labeller.label(seen, studio(bench, observer, track=watch))
+        def loop(watch: Stopwatch, labeller: Relabel = labeller, seen: Canvas = seen) -> object:
+            return labeller.label(seen, studio(bench, observer, track=watch))
 
-            if epochs > WARM:
-                yield bench.rate("label", len(seen), loop, n, architecture=observer.name, compiled=compiled)
+        yield bench.rate("label", len(seen), loop, n, architecture=observer.name)
 
 
 def measuring(bench: Bench, observer: Observer, patches: bool) -> Rate:

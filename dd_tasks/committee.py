@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
-from dd_tasks.compiling import compiled, frozen
+from dd_tasks.compiling import compiled
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
@@ -184,11 +183,6 @@ class Observer:
         with listening(layers) as heard, listening(convolved, patches_of) as by_patch:
             logits_NK = self.net(pixels_NCHW)
         return Reading(logits_NK, tuple(heard[m] for m in layers), tuple(by_patch[m] for m in convolved))
-
-    @cached_property
-    def reader(self) -> Callable[[Tensor], Tensor]:
-        """pixels_NCHW -> logits_NK alone, compiled: for many batches of one size, without gradients."""
-        return frozen(self.net)
 
     def readings(
         self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False

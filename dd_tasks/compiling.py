@@ -33,9 +33,3 @@ def thrifty(net: nn.Module, images: int, side: int) -> nn.Module:
     """The same network, by the same weights, with fewer multiplications: on a processor, where that is worth it."""
     on_processor = all(weights.device.type == "cpu" for weights in net.parameters())
     return quick(net) if on_processor and worth_compiling(images, side) else net
-
-
-def frozen(net: nn.Module) -> nn.Module:
-    """A network whose weights stay, compiled with BatchNorm folded into the convolutions."""
-    torch._dynamo.config.suppress_errors = True
-    return torch.compile(net, dynamic=False, options={"freezing": True})  # type: ignore[return-value]

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
-from dd_tasks.compiling import worth_compiling
 from dd_tasks.ranges import LATER, Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
@@ -146,7 +145,8 @@ class Relabel(Drawn):
     def _lots(self, n: int, side: int, studio: Studio) -> Iterator[tuple[Views, Judges]]:
         """Drawn views with their judges: together as many epochs in a row as fit into a batch and have the same ones;
         by batch statistics each alone."""
-        seating, seated = self.voters.convene(studio), ()
+        seating = self.voters.convene(studio)
+        seated: Judges = ()
         held: list[Views] = []
         for epoch in studio.track(range(self.epochs), "relabel"):
             judges = seating(epoch)
@@ -161,25 +161,15 @@ class Relabel(Drawn):
 
     @torch.no_grad()
     def _labelled(self, pixels_NCSS: Tensor, views: Views, judges: Judges) -> Views:
-        if not self.batch_statistics and worth_compiling(self.epochs * len(pixels_NCSS), pixels_NCSS.shape[-1]):
-            return replace(views, logits_VK=self._many(pixels_NCSS, views, judges).half())
         with _by_batch([judge for judge, _ in judges] if self.batch_statistics else []):
             logits = [
                 torch.stack([weight * judge.read(seen_BCSS).logits_NK for judge, weight in judges]).sum(0)
                 for seen_BCSS in (
-                    show(pixels_NCSS, views, part) for part in _parts(len(views), self.batch_statistics or self.batch)
+                    show(pixels_NCSS, views, part).contiguous(memory_format=torch.channels_last)
+                    for part in _parts(len(views), self.batch_statistics or self.batch)
                 )
             ]
         return replace(views, logits_VK=torch.cat(logits).half())
-
-    def _many(self, pixels_NCSS: Tensor, views: Views, judges: Judges) -> Tensor:
-        """logits_VK in batches of one size: what the last one lacks is filled up with its last view."""
-        size, logits = self.together(len(pixels_NCSS)), []
-        rows_V = torch.arange(-(-len(views) // size) * size).clamp_max(len(views) - 1)
-        for part in rows_V.split(size):
-            seen_BCSS = show(pixels_NCSS, views, part).contiguous(memory_format=torch.channels_last)
-            logits.append(torch.stack([weight * judge.reader(seen_BCSS) for judge, weight in judges]).sum(0))
-        return torch.cat(logits)[: len(views)]
 
 
 def _same(some: Judges, others: Judges) -> bool:

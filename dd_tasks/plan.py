@@ -325,12 +325,11 @@ def _times(count: int, what: str) -> str:
 def _labelled(job: Job, stage: str, labeller: Labeller, what: str, draws: int = 1) -> Iterator[Work]:
     if not isinstance(labeller, Relabel):
         return
-    compiled = not labeller.batch_statistics and _compiled(job, labeller.epochs * job.images)
     for architecture, epochs in _seats(labeller.voters, job.observers, labeller.epochs):
         yield job.line(
             stage, f"label {what} by {architecture}", draws * len(epochs) * job.images, "views",
             f"{_times(draws, 'draws')}{len(epochs)} epochs * {job.images} images", operation="label",
-            architecture=architecture, batch=labeller.together(job.images), compiled=compiled, parts=draws,
+            architecture=architecture, batch=labeller.together(job.images), parts=draws,
         )  # fmt: skip
 
 

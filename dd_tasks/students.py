@@ -137,8 +137,9 @@ def train(
 ) -> float:
     """Top-1 (a fraction) on `test` of a student trained on the labelled views."""
     net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
-    net = thrifty(net, work := recipe.epochs * len(canvas), shape.side)
-    fast = compiled(net, work, shape.side)
+    seen = recipe.epochs * len(canvas)
+    net = thrifty(net, seen, shape.side)
+    fast = compiled(net, seen, shape.side)
     optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay, fused=True)
     average = Average(net, recipe.ema)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))

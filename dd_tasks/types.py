@@ -5,7 +5,7 @@ H x W pixels, S the side of a square image, K classes. `pixels` are floats in [0
 (top, left, height, width) in whole pixels.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -191,11 +191,6 @@ class Observer(Protocol):
         self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> "Iterator[tuple[Tensor | slice, Reading]]":
         """What is judged together: rows of the batch, and the reading of these."""
-        ...
-
-    @property
-    def reader(self) -> Callable[[Tensor], Tensor]:
-        """pixels_NCHW -> logits_NK alone, for many batches of one size, without gradients."""
         ...
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor: ...

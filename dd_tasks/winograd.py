@@ -8,7 +8,7 @@ Shape letters: N images, C and O channels in and out, H x W pixels, T tiles of 4
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
@@ -23,7 +23,7 @@ WEIGHT = (
     (1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
     (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
 )  # fmt: skip
-Lines = Sequence[Tensor]
+Lines = tuple[Tensor, ...]
 
 
 def _in(d: Lines) -> Lines:
@@ -50,8 +50,8 @@ def _input_tiles(images_NHWC: Tensor) -> Tensor:
     """tiles_36TC, with a border of zeros about each image."""
     height, width, channels = images_NHWC.shape[1:]
     padded = F.pad(images_NHWC, (0, 0, 1, 1, 1, 1))
-    rows_6N = torch.stack(_in([padded[:, i : i + height - 3 : 4] for i in range(6)]))
-    columns = [rows_6N[:, :, :, j : j + width - 3 : 4] for j in range(6)]
+    rows_6N = torch.stack(_in(tuple(padded[:, i : i + height - 3 : 4] for i in range(6))))
+    columns = tuple(rows_6N[:, :, :, j : j + width - 3 : 4] for j in range(6))
     return torch.stack(_in(columns), 1).view(36, -1, channels)
 
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from dd_tasks import augment, committee, compiling, recipe
+from dd_tasks import augment, recipe
 from dd_tasks.committee import Observer
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.types import Crops, Views
@@ -227,19 +227,6 @@ def test_views_drawn_alone_are_as_before_groups_were():
     assert recipe.identity("x", 1, labeller=OneHot()) == recipe.identity("x", 1, labeller=OneHot(group=1))
     assert recipe.identity("x", 1, labeller=OneHot()) != recipe.identity("x", 1, labeller=OneHot(group=2))
     assert "group" not in recipe.plain(OneHot()) and recipe.plain(OneHot(group=2))["group"] == 2
-
-
-def test_many_views_are_labelled_by_compiled_observers_alike(monkeypatch):
-    observers, canvas = tiny.committee(), tiny.canvas(7)
-    labeller = Relabel(epochs=5, batch=16)  # lots of two epochs, and one of one that is filled up
-    few = labeller.label(canvas, tiny.studio(*observers))
-    monkeypatch.setattr(compiling, "WORTH_COMPILING", 0)
-    asked = []
-    monkeypatch.setattr(committee, "frozen", lambda net: asked.append(net) or compiling.frozen(net))
-    many = labeller.label(canvas, tiny.studio(*observers))
-    assert len(asked) == 2
-    assert torch.equal(many.images_V, few.images_V) and torch.equal(many.crops.boxes_N4, few.crops.boxes_N4)
-    close(many.logits_VK, few.logits_VK.float())
 
 
 def test_epochs_with_the_same_judges_are_labelled_together():

@@ -1,7 +1,7 @@
 """Small observers, studios and canvases: three classes, 16 pixels a side, no training."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
 
@@ -117,10 +117,6 @@ class Watched:
         self, pixels_NCHW: Tensor, targets_N: Tensor, *, moments: bool = False, patches: bool = False
     ) -> Iterator[object]:
         yield slice(None), self.read(pixels_NCHW, moments=moments, patches=patches)
-
-    @property
-    def reader(self) -> Callable[[Tensor], Tensor]:
-        return self.inner.reader
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
         return self.inner.embed(pixels_NCHW)
