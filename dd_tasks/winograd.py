@@ -8,7 +8,8 @@ Shape letters: N images, C and O channels in and out, H x W pixels, T tiles of 4
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain
 
 import torch
@@ -71,9 +72,10 @@ def _gradient_tiles(gradient_NHWO: Tensor) -> Tensor:
     return torch.stack(_back(rows_6N.unbind(4)), 1).view(36, -1, channels)
 
 
-_fast_input_tiles, _fast_output_pixels, _fast_gradient_tiles = (
-    torch.compile(function, dynamic=False) for function in (_input_tiles, _output_pixels, _gradient_tiles)
-)
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Not before it is asked for: what compiles takes seconds to import."""
+    return torch.compile(function, dynamic=False)
 
 
 def _both_ways() -> Tensor:
@@ -101,8 +103,8 @@ def convolve(images_NCHW: Tensor, weight_OC33: Tensor) -> Tensor:
     weights_36CO = (_both_ways() @ weight_OC33.permute(2, 3, 1, 0).reshape(9, -1)).view(36, -1, outer)
     made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], outer)
     for part in _parts(images_NHWC):
-        tiles_36TO = _fast_input_tiles(images_NHWC[part]) @ weights_36CO
-        made_NHWO[part] = _fast_output_pixels(tiles_36TO, tuple(images_NHWC[part].shape[:3]))
+        tiles_36TO = _compiled(_input_tiles)(images_NHWC[part]) @ weights_36CO
+        made_NHWO[part] = _compiled(_output_pixels)(tiles_36TO, tuple(images_NHWC[part].shape[:3]))
     return made_NHWO.permute(0, 3, 1, 2)
 
 
@@ -113,7 +115,9 @@ def weight_gradient(images_NCHW: Tensor, gradient_NOHW: Tensor) -> Tensor:
     inner, outer = images_NHWC.shape[3], gradient_NHWO.shape[3]
     sums_36CO = images_NHWC.new_zeros(36, inner, outer)
     for part in _parts(images_NHWC):
-        sums_36CO.baddbmm_(_fast_input_tiles(images_NHWC[part]).mT, _fast_gradient_tiles(gradient_NHWO[part]))
+        sums_36CO.baddbmm_(
+            _compiled(_input_tiles)(images_NHWC[part]).mT, _compiled(_gradient_tiles)(gradient_NHWO[part])
+        )
     weights = _both_ways().T @ sums_36CO.view(36, -1)
     return weights.view(3, 3, inner, outer).permute(3, 2, 0, 1).contiguous()
 
