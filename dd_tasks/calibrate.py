@@ -19,8 +19,9 @@ from torch import Tensor
 
 from dd_tasks import codec, committee, nearness, packing, presets, shards, students
 from dd_tasks.clusters import nearest_to_centres
-from dd_tasks.committee import WORTH_COMPILING, Observer, ObserverRecipe, seeded
+from dd_tasks.committee import Observer, ObserverRecipe, seeded
 from dd_tasks.compact import GROUP
+from dd_tasks.compiling import WORTH_COMPILING
 from dd_tasks.distill import distill
 from dd_tasks.feeds import Batch, InMemory
 from dd_tasks.label import OneHot, Relabel

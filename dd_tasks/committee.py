@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
+from dd_tasks.compiling import compiled
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
@@ -91,7 +92,6 @@ COMMITTEES: Mapping[str, tuple[ObserverRecipe, ...]] = {
 
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?(?<!\.safetensors)")  # a name with a dot, timm's say, is no file's suffix
-WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalisation of weights that do not carry their own
 
 
@@ -229,14 +229,6 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
-
-
-def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
-    """`torch.compile` where the training ahead (so many images of this side) is long enough to pay for it."""
-    if images * side**2 < WORTH_COMPILING:
-        return net
-    torch._dynamo.config.suppress_errors = True  # no C++ compiler, say: the eager network does the same, slower
-    return torch.compile(net)  # type: ignore[return-value]
 
 
 def autocast(device: torch.device) -> object:

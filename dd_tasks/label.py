@@ -110,7 +110,7 @@ class OneHot(Drawn):
         every = [self.draw(epoch, n, side, studio.rng) for epoch in range(self.epochs)]
         if not every:
             return no_views(studio.classes)
-        views = _joined(every)
+        views = _joined(every).to(torch.device("cpu"))
         own_V1 = own_share(views.mix_boxes_V4, side)[:, None]
         first_VK, second_VK = (
             F.one_hot(canvas.targets_N[images_V.long()], studio.classes)
@@ -135,23 +135,45 @@ class Relabel(Drawn):
 
     def label(self, canvas: Canvas, studio: Studio) -> Views:
         pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
+        labelled = [self._labelled(pixels_NCSS, *lot) for lot in self._lots(len(canvas), pixels_NCSS.shape[-1], studio)]
+        return _joined(labelled).to(torch.device("cpu")) if labelled else no_views(studio.classes)
+
+    def together(self, n: int) -> int:
+        """Views that are labelled at once, where the judges of all epochs are the same: whole epochs, if one fits."""
+        return self.batch_statistics or (min(self.batch // n, self.epochs) * n if n <= self.batch else self.batch)
+
+    def _lots(self, n: int, side: int, studio: Studio) -> Iterator[tuple[Views, Judges]]:
+        """Drawn views with their judges: together as many epochs in a row as fit into a batch and have the same ones;
+        by batch statistics each alone."""
         seating = self.voters.convene(studio)
-        epochs = [
-            self._epoch(epoch, pixels_NCSS, seating(epoch), studio)
-            for epoch in studio.track(range(self.epochs), "relabel")
-        ]
-        return _joined(epochs) if epochs else no_views(studio.classes)
+        seated: Judges = ()
+        held: list[Views] = []
+        for epoch in studio.track(range(self.epochs), "relabel"):
+            judges = seating(epoch)
+            alone = self.batch_statistics or (len(held) + 1) * n > self.batch or not _same(judges, seated)
+            if held and alone:
+                yield _joined(held), seated
+                held = []
+            seated = judges
+            held.append(self.draw(epoch, n, side, studio.rng))
+        if held:
+            yield _joined(held), seated
 
     @torch.no_grad()
-    def _epoch(self, epoch: int, pixels_NCSS: Tensor, judges: Judges, studio: Studio) -> Views:
-        views = self.draw(epoch, len(pixels_NCSS), pixels_NCSS.shape[-1], studio.rng)
-        size = self.batch_statistics or self.batch
+    def _labelled(self, pixels_NCSS: Tensor, views: Views, judges: Judges) -> Views:
         with _by_batch([judge for judge, _ in judges] if self.batch_statistics else []):
             logits = [
-                torch.stack([weight * judge.read(pixels_BCSS).logits_NK for judge, weight in judges]).sum(0)
-                for pixels_BCSS in (show(pixels_NCSS, views, part) for part in _parts(len(views), size))
+                torch.stack([weight * judge.read(seen_BCSS).logits_NK for judge, weight in judges]).sum(0)
+                for seen_BCSS in (
+                    show(pixels_NCSS, views, part).contiguous(memory_format=torch.channels_last)
+                    for part in _parts(len(views), self.batch_statistics or self.batch)
+                )
             ]
         return replace(views, logits_VK=torch.cat(logits).half())
+
+
+def _same(some: Judges, others: Judges) -> bool:
+    return [(id(judge), weight) for judge, weight in some] == [(id(judge), weight) for judge, weight in others]
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:
@@ -171,10 +193,10 @@ def _by_batch(observers: Sequence[Observer]) -> Iterator[None]:
 def _joined(parts: list[Views]) -> Views:
     def crops(which: str) -> Crops:
         found = [getattr(p, which) for p in parts]
-        return Crops(torch.cat([c.boxes_N4 for c in found]).cpu(), torch.cat([c.flips_N for c in found]).cpu())
+        return Crops(torch.cat([c.boxes_N4 for c in found]), torch.cat([c.flips_N for c in found]))
 
     def column(which: str) -> Tensor:
-        return torch.cat([getattr(p, which) for p in parts]).cpu()
+        return torch.cat([getattr(p, which) for p in parts])
 
     return Views(
         column("epochs_V"), column("images_V"), crops("crops"), column("partners_V"), crops("partner_crops"),

@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dd_tasks.compiling import has_compiler
 from dd_tasks.networks import lean
 from dd_tasks.terms import Closure, SmoothedLoss, Term
 from dd_tasks.types import Observer, Reading
 
 # Pixels that a run's image-updates see: below, compiling, some ten seconds an observer, costs more than it gains.
-WORTH_COMPILING = {"cpu": 1e8, "cuda": 1e11}
+PAYS_OFF = {"cpu": 1e8, "cuda": 1e11}
 
 
-def worth_compiling(image_updates: int, side: int, device: torch.device) -> bool:
-    return image_updates * side**2 >= WORTH_COMPILING.get(device.type, float("inf"))
+def pays_off(image_updates: int, side: int, device: torch.device) -> bool:
+    """Whether so many image-updates in all are worth compiling observers for."""
+    return image_updates * side**2 >= PAYS_OFF.get(device.type, float("inf")) and has_compiler()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 from dd_tasks.anatomy import anatomy
 from dd_tasks.claims import ORDINARY_UPDATES
-from dd_tasks.committee import WORTH_COMPILING, Imported, Member, ObserverRecipe
+from dd_tasks.committee import Imported, Member, ObserverRecipe
 from dd_tasks.compact import COARSEST, FEWEST, GROUP
+from dd_tasks.compiling import WORTH_COMPILING
 from dd_tasks.guides import Guides, courses
 from dd_tasks.initialise import Collage, Representatives
 from dd_tasks.job import Job
@@ -324,12 +325,11 @@ def _times(count: int, what: str) -> str:
 def _labelled(job: Job, stage: str, labeller: Labeller, what: str, draws: int = 1) -> Iterator[Work]:
     if not isinstance(labeller, Relabel):
         return
-    batch = labeller.batch_statistics or min(labeller.batch, job.images)
     for architecture, epochs in _seats(labeller.voters, job.observers, labeller.epochs):
         yield job.line(
             stage, f"label {what} by {architecture}", draws * len(epochs) * job.images, "views",
             f"{_times(draws, 'draws')}{len(epochs)} epochs * {job.images} images", operation="label",
-            architecture=architecture, batch=batch, parts=draws,
+            architecture=architecture, batch=labeller.together(job.images), parts=draws,
         )  # fmt: skip
 
 

@@ -6,16 +6,17 @@ Shape letters: N images, V views, C channels, S side, K classes.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from dd_tasks.augment import own_share, show
 from dd_tasks.claims import ORDINARY_UPDATES
-from dd_tasks.committee import accuracy, autocast, compiled, seeded
+from dd_tasks.committee import accuracy, autocast, seeded
+from dd_tasks.compiling import compiled, thrifty
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build, builder
 from dd_tasks.ranges import LATER, Amount, Decay, Positive, Several, Share
@@ -75,6 +76,7 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
 
 
 ORDINARY_CROPS = (0.25, 1.0)
+AT_ONCE = 2**22  # numbers of the pixels of views that are made together
 
 
 def ordinary(student: StudentRecipe, images: int, distilled: int) -> StudentRecipe:
@@ -102,8 +104,9 @@ def batches(views: Views, size: int, epochs: int, rng: torch.Generator, *, acros
         raise InputError("no labelled views to train a student on")
     stored = int(views.epochs_V.max()) + 1
     sorted_V = torch.argsort(views.images_V, stable=True)
-    rows_by_epoch = [sorted_V[views.epochs_V[sorted_V] == e] for e in range(stored)]
-    every_V, n = torch.cat(rows_by_epoch), len(rows_by_epoch[0])
+    every_V = sorted_V[torch.argsort(views.epochs_V[sorted_V], stable=True)]
+    rows_by_epoch = list(every_V.split(torch.bincount(views.epochs_V, minlength=stored).tolist()))
+    n = len(rows_by_epoch[0])
     for epoch in range(epochs):
         if across and epoch % stored == 0:
             rows_by_epoch = list(every_V[torch.randperm(len(views), generator=rng)].split(n))
@@ -134,30 +137,84 @@ def train(
 ) -> float:
     """Top-1 (a fraction) on `test` of a student trained on the labelled views."""
     net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
-    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    fast = compiled(net, recipe.epochs * len(canvas), shape.side)
-    optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay)
-    rng = torch.Generator().manual_seed(seed)
-    pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
+    seen = recipe.epochs * len(canvas)
+    net = thrifty(net, seen, shape.side)
+    fast = compiled(net, seen, shape.side)
+    optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay, fused=True)
+    average = Average(net, recipe.ema)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))
-    every = batches(views, recipe.batch, recipe.epochs, rng, across=recipe.across)
-    for step, rows in enumerate(track(every, f"student {recipe.architecture} seed {seed}", steps)):
+    lessons = _lessons(recipe, canvas, views, seed, device)
+    for step, lesson in enumerate(track(lessons, f"student {recipe.architecture} seed {seed}", steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
-        seen_VCSS = show(pixels_NCSS, views, rows)
-        if recipe.mirror:
-            flips_V = torch.rand(len(rows), generator=rng).to(device) < 0.5
-            seen_VCSS = torch.where(flips_V[:, None, None, None], seen_VCSS.flip(3), seen_VCSS)
-        seen_VCSS = seen_VCSS.contiguous(memory_format=torch.channels_last)
         with autocast(device):  # type: ignore[attr-defined]
-            logits_VK = fast(seen_VCSS)
-        own_V = own_share(views.mix_boxes_V4[rows], shape.side).to(device)
-        classes = targets_N[views.images_V[rows].long()], targets_N[views.partners_V[rows].long()]
-        loss = objective(recipe, logits_VK.float(), views.logits_VK[rows].to(device).float(), classes, own_V)
+            logits_VK = fast(lesson.pixels_VCSS)
+        loss = objective(recipe, logits_VK.float(), lesson.labels_VK, lesson.classes, lesson.own_V)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        averaged.update_parameters(net)
-    return accuracy(averaged.module, test, device)
+        average.update()
+    average.restore()
+    return accuracy(net, test, device)
+
+
+class Average:
+    """The moving average of a network's weights and buffers: at first what they are, then `decay` of what it was."""
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.now = [t for t in net.state_dict().values() if t.is_floating_point()]
+        self.kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self.kept:
+            torch._foreach_lerp_(self.kept, self.now, 1 - self.decay)
+        else:
+            self.kept = [t.clone() for t in self.now]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The network has the average for its weights."""
+        torch._foreach_copy_(self.now, self.kept)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch on the device: pixels in channels-last, float labels, the classes of the views' own images and of their
+    partners, and the area that the former fill."""
+
+    pixels_VCSS: Tensor
+    labels_VK: Tensor
+    classes: tuple[Tensor, Tensor]
+    own_V: Tensor
+
+
+def _lessons(recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int, device: torch.device) -> Iterator[Lesson]:
+    """Every batch in turn. As many as fit into AT_ONCE are made together."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
+    every = _turned(recipe, views, rng)
+    many = max(1, AT_ONCE // (recipe.batch * pixels_NCSS[0].numel()))
+    while some := list(islice(every, many)):
+        rows_V, flips_V = (torch.cat(parts) for parts in zip(*some, strict=True))
+        chosen = views[rows_V].to(device)
+        seen_VCSS = show(pixels_NCSS, chosen, slice(None))
+        if recipe.mirror:
+            seen_VCSS = torch.where(flips_V.to(device)[:, None, None, None], seen_VCSS.flip(3), seen_VCSS)
+        seen_VCSS = seen_VCSS.contiguous(memory_format=torch.channels_last)
+        first_V, second_V = targets_N[chosen.images_V.long()], targets_N[chosen.partners_V.long()]
+        own_V, labels_VK = own_share(chosen.mix_boxes_V4, seen_VCSS.shape[-1]), chosen.logits_VK.float()
+        sizes = [len(rows) for rows, _ in some]
+        parts = (tensor.split(sizes) for tensor in (seen_VCSS, labels_VK, first_V, second_V, own_V))
+        for pixels, labels, first, second, own in zip(*parts, strict=True):
+            yield Lesson(pixels, labels, (first, second), own)
+
+
+def _turned(recipe: StudentRecipe, views: Views, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of every batch, and of each row whether a `mirror` shows it flipped."""
+    for rows_V in batches(views, recipe.batch, recipe.epochs, rng, across=recipe.across):
+        flips_V = torch.rand(len(rows_V), generator=rng) < 0.5 if recipe.mirror else torch.zeros(len(rows_V))
+        yield rows_V, flips_V
 
 
 def objective(

@@ -83,6 +83,9 @@ class Crops:
     def __getitem__(self, rows: Tensor | slice) -> "Crops":
         return Crops(self.boxes_N4[rows], self.flips_N[rows])
 
+    def to(self, device: torch.device) -> "Crops":
+        return Crops(self.boxes_N4.to(device), self.flips_N.to(device))
+
 
 @dataclass(frozen=True)
 class CropMemory:
@@ -138,6 +141,12 @@ class Views:
         return Views(
             self.epochs_V[rows], self.images_V[rows], self.crops[rows], self.partners_V[rows],
             self.partner_crops[rows], self.mix_boxes_V4[rows], self.logits_VK[rows],
+        )  # fmt: skip
+
+    def to(self, device: torch.device) -> "Views":
+        return Views(
+            self.epochs_V.to(device), self.images_V.to(device), self.crops.to(device), self.partners_V.to(device),
+            self.partner_crops.to(device), self.mix_boxes_V4.to(device), self.logits_VK.to(device),
         )  # fmt: skip
 
 

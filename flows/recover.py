@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import cast
 
 from dd_tasks.initialise import Demanding
-from dd_tasks.opinions import worth_compiling
+from dd_tasks.opinions import pays_off
 from dd_tasks.recipe import Recipe
 from dd_tasks.store import Ref
 from flows.engines import finished
@@ -35,6 +35,6 @@ def _compiled(
     """Where all of them together are long enough, panels of the full size are recovered by compiled observers."""
     judges = sum(ballot.voters.at_once(committee) for ballot in recipe.ballots)
     updates = panels[-1].stop * recipe.schedule.steps * judges
-    if not worth_compiling(updates, data.side, device_of(settings)):
+    if not pays_off(updates, data.side, device_of(settings)):
         return panels
     return tuple(replace(panel, compiled=panel.stop - panel.start == panels[0].stop) for panel in panels)

@@ -271,7 +271,7 @@ def relabel(
     what: str = "distilled",
 ) -> Ref:
     by = [seat.vote for seat in seats]
-    ref = Ref("views", identity("relabel", 1, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
+    ref = Ref("views", identity("relabel", 2, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
 
     def make() -> Made:
         studio = studio_of(seats, data, seed, settings)
@@ -299,7 +299,7 @@ def train_student(
     recipe: students.StudentRecipe, canvas: Ref, views: Ref, data: Data, seed: int, settings: Settings, what: str
 ) -> Ref:
     inputs = {"canvas": canvas.digest, "views": views.digest, "data": data.digest, "seed": seed}
-    ref = Ref("score", identity("student", 2, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    ref = Ref("score", identity("student", 3, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)
@@ -365,7 +365,7 @@ def train_ordinarily(
     """A student of real images with their classes, as one would train it without us (`students.ordinary`)."""
     labeller = OneHot(epochs=recipe.epochs, scale=students.ORDINARY_CROPS, flip=flip)
     inputs = {"canvas": canvas.digest, "data": data.digest, "labeller": labeller, "seed": seed}
-    ref = Ref("score", identity("ordinary", 1, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    ref = Ref("score", identity("ordinary", 2, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)

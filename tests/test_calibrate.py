@@ -10,7 +10,8 @@ import torch
 from dd_tasks import calibrate
 from dd_tasks.bill import bill
 from dd_tasks.calibrate import Bench, Stopwatch, Trial
-from dd_tasks.committee import COMMITTEES, TINY, WORTH_COMPILING
+from dd_tasks.committee import COMMITTEES, TINY
+from dd_tasks.compiling import WORTH_COMPILING
 from dd_tasks.errors import InputError
 from dd_tasks.memory import peak_memory
 from flows import planning

@@ -14,7 +14,7 @@ from dd_tasks import augment, recipe
 from dd_tasks.committee import Observer
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.types import Crops, Views
-from dd_tasks.voters import Everyone, One
+from dd_tasks.voters import Everyone, One, RoundRobin
 
 
 def same(one: Views, other: Views) -> bool:
@@ -227,3 +227,11 @@ def test_views_drawn_alone_are_as_before_groups_were():
     assert recipe.identity("x", 1, labeller=OneHot()) == recipe.identity("x", 1, labeller=OneHot(group=1))
     assert recipe.identity("x", 1, labeller=OneHot()) != recipe.identity("x", 1, labeller=OneHot(group=2))
     assert "group" not in recipe.plain(OneHot()) and recipe.plain(OneHot(group=2))["group"] == 2
+
+
+def test_epochs_with_the_same_judges_are_labelled_together():
+    for voters, sizes in ((Everyone(), [12, 12, 6]), (RoundRobin(), [6] * 5)):
+        watched = tiny.Watched(tiny.observer()), tiny.Watched(tiny.observer(1))
+        views = Relabel(epochs=5, batch=15, voters=voters).label(tiny.canvas(6), tiny.studio(*watched))
+        by_first, by_second = (one.sizes for one in watched)
+        assert len(views) == 30 and (by_first == sizes if voters == Everyone() else by_first + by_second == sizes)

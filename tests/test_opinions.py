@@ -11,7 +11,7 @@ from torch import nn
 from dd_tasks.committee import Observer
 from dd_tasks.distill import distill
 from dd_tasks.networks import Halved, Scaled, Shape, build, lean
-from dd_tasks.opinions import Panellist, worth_compiling
+from dd_tasks.opinions import Panellist, pays_off
 from dd_tasks.recipe import Ballot
 from dd_tasks.schedule import Phase, RandomCrops
 from dd_tasks.terms import BatchNormMatching, CrossEntropy, PatchStatistics, SmoothedStatistics
@@ -73,4 +73,4 @@ def test_a_lean_network_computes_the_same(side):
     ("images", "side", "worth"), [(20_000, 32, False), (100_000, 32, True), (1_000, 224, False), (2_000, 224, True)]
 )
 def test_long_runs_alone_are_compiled(images, side, worth):
-    assert worth_compiling(images, side, tiny.CPU) == worth
+    assert pays_off(images, side, tiny.CPU) == worth

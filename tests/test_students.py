@@ -10,7 +10,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from dd_tasks import augment, students
+from dd_tasks import augment, compiling, students
 from dd_tasks.errors import InputError
 from dd_tasks.label import no_views
 from dd_tasks.networks import Shape, build
@@ -90,7 +90,7 @@ def test_across_epochs_all_stored_rows_are_shuffled_together_and_cycle():
 
 def test_mirrored_students_see_half_of_the_views_flipped(monkeypatch):
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(students, "compiled", lambda net, *_: lambda x: seen.append(x.clone()) or net(x))
+    monkeypatch.setattr(students, "compiled", lambda net, *_, **__: lambda x: seen.append(x.clone()) or net(x))
     canvas, views = tiny.canvas(6), views_of(6, 1)
     shown = augment.show(canvas.images_NCHW.float() / 255, views, slice(None))
     for mirror in (False, True):
@@ -264,3 +264,15 @@ def test_a_student_on_labelled_digits_beats_chance(hard):
     recipe = StudentRecipe("convnet2_bn_w16", epochs=10, batch=20, rate=5e-3, ema=0.8, hard=hard)
     shape = Shape(10, tiny.SIDE)
     assert students.train(recipe, shape, canvas, views, tiny.digits("test", 100), seed=0, device=tiny.CPU) > 0.5
+
+
+def test_a_long_training_is_compiled_and_trains_the_same_student(monkeypatch):
+    recipe = replace(QUICK, architecture="convnet2_w128", epochs=2)
+    short = trained(monkeypatch, recipe, tiny.canvas(6), views_of(6, 2))
+    monkeypatch.setattr(compiling, "WORTH_COMPILING", 0)
+    long = trained(monkeypatch, recipe, tiny.canvas(6), views_of(6, 2))
+    nets = [build(recipe.architecture, SHAPE) for _ in range(2)]
+    for net, weights in zip(nets, (short, long), strict=True):
+        net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
+    ours, same = (net(tiny.pixels(10)) for net in nets)
+    torch.testing.assert_close(ours, same, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,84 @@
+"""Convolutions with fewer multiplications are the same convolutions."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_tasks import winograd
+from dd_tasks.networks import Shape, build
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    """Compiling the transforms changes their speed alone."""
+    monkeypatch.setattr(winograd, "_compiled", lambda function: function)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("cached", [1, 3000, 2**20])
+@pytest.mark.parametrize(
+    ("n", "inner", "outer", "height", "width"), [(5, 3, 7, 4, 8), (6, 8, 2, 8, 8), (1, 1, 1, 12, 4)]
+)
+def test_it_and_its_gradients_are_those_of_the_convolution(monkeypatch, cached, n, inner, outer, height, width):
+    monkeypatch.setattr(winograd, "CACHED", cached)
+    rng = tiny.generator()
+    images = torch.randn(n, inner, height, width, generator=rng, requires_grad=True)
+    weight = torch.randn(outer, inner, 3, 3, generator=rng, requires_grad=True)
+    into = torch.randn(n, outer, height, width, generator=rng)
+    expected, found = F.conv2d(images, weight, padding=1), winograd.convolve(images, weight)
+    close(found, expected)
+    for one, other in zip(
+        *(torch.autograd.grad(made, (images, weight), into) for made in (found, expected)), strict=True
+    ):
+        close(one, other)
+
+
+def test_a_gradient_that_nobody_asks_for_is_not_made():
+    images, weight = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 3, 3, requires_grad=True)
+    winograd.convolve(images, weight).sum().backward()
+    assert images.grad is None and weight.grad is not None
+
+
+@pytest.mark.parametrize("architecture", ["convnet3", "convnet3_bn_w128"])
+def test_a_quick_network_is_the_same_by_the_same_weights(architecture):
+    net = build(architecture, Shape(tiny.CLASSES, tiny.SIDE))
+    quick, other = winograd.quick(net), copy.deepcopy(net)
+    kinds = [type(module) for module in quick.modules() if isinstance(module, nn.Conv2d | winograd.Convolution)]
+    assert kinds.count(winograd.Convolution) == 2
+    assert {id(p) for p in quick.parameters()} == {id(p) for p in net.parameters()}
+    pixels_NCSS = tiny.pixels(4)
+    for made in (quick, other):
+        made.train()(pixels_NCSS).square().sum().backward()
+    for one, expected in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, expected.grad, rtol=1e-3, atol=1e-3)
+    for one, expected in zip(net.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(128, 128, 3, stride=2, padding=1),
+        nn.Conv2d(128, 128, 3),
+        nn.Conv2d(128, 128, 1, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, groups=2),
+        nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(128, 63, 3, padding=1),
+    ],
+)
+def test_other_convolutions_stay(conv):
+    quick = winograd.quick(nn.Sequential(conv))
+    assert isinstance(quick[0], nn.Conv2d)
+
+
+def test_images_of_other_sides_are_convolved_as_ever():
+    conv = nn.Conv2d(2, 3, 3, padding=1)
+    images = torch.randn(2, 2, 6, 8)
+    assert torch.equal(winograd.Convolution(conv)(images), conv(images))
