@@ -223,7 +223,8 @@ def main() -> None:
         print(found, flush=True)
         rows.append(found)
     common = {"side": arguments.side, "committee": arguments.committee, "flops": each, "matrix_product_flops": most}
-    keep(arguments.name, {"machine": machine(), **common, "rows": rows})
+    command = f"python -m benchmarks.recover --data CIFAR10 --batch {' '.join(map(str, arguments.batch))}"
+    keep(arguments.name, {"machine": machine(), "command": command, **common, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import speed_tables
 from dd_tasks import comparison
 from dd_tasks.card import escape, size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
@@ -253,124 +254,12 @@ def plans() -> str:
     return "\n".join(parts)
 
 
-def engines() -> str:
-    """Markdown: panels a second by engine."""
-    parts = []
-    for found in (found for found in results() if found["benchmark"] == "engines"):
-        parts += ["", "| engine | panels | seconds | panels a second |", "|---|---:|---:|---:|"]
-        parts += [
-            f"| {row['engine']} | {row['panels']} | {row['seconds']} | {row['panels_a_second']:.3f} |"
-            for row in found["rows"]
-        ]
-        told = f"Two workers make {found['speed_up']:.2f} times the panels of one, and all rows the same images."
-        parts += ["", told, f"`python -m benchmarks.engines`, each stage on {found['machine']}.", ""]
-    return "\n".join(parts)
+def speed() -> str:
+    """Markdown: the tables of what takes how long."""
+    return "\n".join(table(results()) for table in speed_tables.TABLES)
 
 
-def growth() -> str:
-    """Markdown: seconds a class and memory of a recovery by the number of classes."""
-    parts = []
-    for found in (found for found in results() if found["benchmark"] == "growth"):
-        parts += [
-            "",
-            "| classes | panels timed | seconds a class | of it within panels | of that the head | peak memory |",
-            "|---:|---:|---:|---:|---:|---:|",
-        ]
-        parts += [
-            f"| {row['classes']:,} | {row['panels']:,} | {row['seconds_a_class']:.4f} "
-            f"| {row['seconds_a_class_in_panels']:.4f} | {row['head_share']:.1%} | {size(row['peak_bytes'])} |"
-            for row in found["rows"]
-        ]
-        most = found["spread"]
-        told = (
-            "The head is the observer's last layer and its softmax. The most seconds a class are "
-            f"{most['seconds_a_class']:.2f} times the least, the most memory {most['peak_bytes']:.2f} times."
-        )
-        parts += ["", told, "", "![seconds a class, and memory](benchmarks/results/growth.png)", ""]
-        parts += [f"`{found['command']}` on {found['machine']}.", ""]
-    return "\n".join(parts)
-
-
-def stream() -> str:
-    """Markdown: images a second on one core."""
-    parts = []
-    for found in (found for found in results() if found["benchmark"] == "stream"):
-        by_side: dict[int, dict[str, Any]] = {}
-        for row in found["rows"]:
-            by_side.setdefault(row["side"], {})[row["way"]] = row
-        heads = " | ".join(f"{side} px | of tarfile's" for side in by_side)
-        parts += ["", f"| images a second, one core | {heads} |", "|---|" + "---:|---:|" * len(by_side)]
-        for way in next(iter(by_side.values())):
-            rows = (rows[way] for rows in by_side.values())
-            cells = (f"{row['images_a_second']:,} | {row['of_tarfile']:.2f}" for row in rows)
-            parts.append(f"| {way} | {' | '.join(cells)} |")
-        told = {row["side"]: f"{row['images']:,} images of {row['of']}" for row in found["rows"]}
-        about = "; ".join(f"{side} px: {what}" for side, what in told.items())
-        parts += ["", f"`{found['command']}` on {found['machine']}. {about}.", ""]
-    return "\n".join(parts)
-
-
-def quickstart() -> str:
-    """Markdown: where the seconds of the quickstart go."""
-    parts = []
-    for found in (found for found in results() if found["benchmark"] == "quickstart"):
-        first, again = found["first"], found["again"]
-        parts += ["", "| seconds of | the quickstart | the same again |", "|---|---:|---:|"]
-        parts += [
-            f"| {on} | {spent:.1f} | {again['seconds'][on]:.1f} |"
-            for on, spent in first["seconds"].items()
-            if max(spent, again["seconds"][on]) >= 0.05
-        ]
-        parts.append(f"| **in all** | **{first['wall_seconds']:.1f}** | **{again['wall_seconds']:.1f}** |")
-        other = first["kinds"]["files"] + first["kinds"]["overhead"]
-        parts += [
-            "",
-            f"`{first['command']}` as a process on {found['machine']}: {other:.1f} s of it are orchestration, imports, "
-            "writing of files, the profile itself and the end of the process.",
-            "",
-        ]
-    return "\n".join(parts)
-
-
-def taught() -> str:
-    """Markdown: relabelling and one student, ours and written plainly."""
-    parts = []
-    for found in (found for found in results() if found["benchmark"] == "students"):
-        parts += [
-            "",
-            "| seed | way | seconds of labels | of student and score | all | of it compiling | top-1 (%) |",
-            "|---|---|---:|---:|---:|---:|---:|",
-        ]
-        for row in found["rows"]:
-            for way in ("plain", "ours"):
-                did = row[way]
-                labels, compiling = did["seconds"]["relabel"], did.get("compile_seconds", 0.0)
-                cells = labels, did["all_seconds"] - labels, did["all_seconds"], compiling, 100 * did["accuracy"]
-                parts.append(f"| {row['seed']} | {way} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-        ratios = [
-            f"{row['ratio']:.2f} ({row['ratio_without_compiling']:.2f} without compiling)" for row in found["rows"]
-        ]
-        told = f"Scored on {found['split']} images. By seed the plain way takes {', '.join(ratios)} times as long."
-        parts += ["", told, f"`{found['command']}` and so on, on {found['machine']}.", ""]
-    return "\n".join(parts)
-
-
-TABLES = (
-    runs,
-    comparisons,
-    labels,
-    implied,
-    large,
-    plans,
-    quickstart,
-    engines,
-    stream,
-    growth,
-    taught,
-    curves,
-    noise,
-    digits,
-)
+TABLES = runs, comparisons, labels, implied, large, plans, speed, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:
