@@ -33,8 +33,8 @@ def recovery(results: Results) -> str:
             )
         apart = max(step["beyond_tolerance"] for row in found["rows"] for step in row["agreement"])
         told = (
-            f"After the first {len(found['rows'][0]['agreement'])} steps on the same crops {1 - apart:.4%} of the pixels "
-            "agree to 1e-5; what was compiled is kept on disk for later runs."
+            f"After {len(found['rows'][0]['agreement'])} steps on the same crops {1 - apart:.4%} of the pixels agree "
+            "to 1e-5; what was compiled is kept on disk for later runs."
         )
         parts += ["", told, f"`{found['command']}` on {found['machine']}.", ""]
     return "\n".join(parts)
