@@ -109,11 +109,12 @@ def quickstart(results: Results) -> str:
             if max(spent, again["seconds"][on]) >= 0.05
         ]
         parts.append(f"| **in all** | **{first['wall_seconds']:.1f}** | **{again['wall_seconds']:.1f}** |")
-        other = first["kinds"]["files"] + first["kinds"]["overhead"]
+        end, profile = first["seconds"]["end of the process"], first["seconds"]["profile"]
+        other = first["kinds"]["files"] + first["kinds"]["overhead"] - end - profile
         parts += [
             "",
-            f"`{first['command']}` as a process on {found['machine']}: {other:.1f} s of it are orchestration, imports, "
-            "writing of files, the profile itself and the end of the process.",
+            f"`{first['command']}` as a process on {found['machine']}: orchestration, imports and writing of files are "
+            f"{other:.1f} s of it, the end of the process {end:.1f} s, profiling itself {profile:.1f} s.",
             "",
         ]
     return "\n".join(parts)
