@@ -1,6 +1,6 @@
 """What was tried for `retort`: `python -m benchmarks.variants --data DIR [--variants VARIANT...]`.
 
-Each variant changes one thing of it, about at its image-updates. All are compared on training images that are held out,
+Each variant changes one thing of it, about at its image-updates but for `fewer` and `fewest`. All are compared on training images that are held out,
 under e2d's labels; the comparison goes to benchmarks/results/cifar10-variants-ipcN.json. A run that was stopped
 continues. Further options go to `retort compare`.
 """
@@ -80,6 +80,22 @@ def guided(*, side: int) -> Recipe:
     return replace(_judged(side, retort(side=side).ballots[0], guide), schedule=_shorter(side, 2))
 
 
+def fewer(*, side: int) -> Recipe:
+    """Less than half of the image-updates: half of the steps, and images with no hard crop left leave the batch."""
+    parent = retort(side=side)
+    explore, exploit = (replace(phase, steps=phase.steps * 47 // 100) for phase in parent.schedule.phases)
+    phases = explore, replace(exploit, viewer=Revisit(active=True))
+    return replace(parent, schedule=replace(parent.schedule, phases=phases))
+
+
+def fewest(*, side: int) -> Recipe:
+    """Images leave the batch after ten easy crops in a row, and where no hard crop is left."""
+    parent = retort(side=side)
+    explore, exploit = parent.schedule.phases
+    phases = replace(explore, viewer=RandomCrops(patience=10)), replace(exploit, viewer=Revisit(active=True))
+    return replace(parent, schedule=replace(parent.schedule, phases=phases))
+
+
 def _seen(side: int, scale: tuple[float, float]) -> Recipe:
     parent = retort(side=side)
     explore, exploit = parent.schedule.phases
@@ -99,7 +115,7 @@ def _shorter(side: int, times: int) -> Schedule:
 
 VARIANTS = (
     of_300, of_4000, easiest, tiles, tighter, wider, widest, whole, slower, statistics, together,
-    guided,
+    guided, fewer, fewest,
 )  # fmt: skip
 
 
