@@ -61,13 +61,18 @@ def ref_of(source: Source, side: int) -> Ref:
     return Ref("pixels", identity("pixels", 1, source=source.digest, side=side))
 
 
+def belongs(source: Source, side: int, store: Store, memory_bytes: int = MEMORY_BYTES) -> bool:
+    """Whether the store is to keep them."""
+    return store.local and shards.fits(source, side, memory_bytes)
+
+
 def feed(
     source: Source, side: int, store: Store, *, keep: Keep = shards.keep_all, quarantine: Quarantine,
     track: Track = untracked, memory_bytes: int = MEMORY_BYTES,
 ) -> Feed:  # fmt: skip
     """What `shards.feed` serves, with the same faults; where all images fit into `memory_bytes`, out of a file that the
     store has or gets now. For that it lies on this machine and has room: else they are decoded into memory."""
-    here = store.local and shards.fits(source, side, memory_bytes)
+    here = belongs(source, side, store, memory_bytes)
     found = get(source, side, store) if here else None
     if found is not None:
         _tell(found.flaws, source, keep, quarantine)

@@ -39,7 +39,7 @@ from flows.stored import (
     put_nearest,
     put_views,
 )
-from flows.workspace import Data, Panel, Pool, Seat, device_of, feed_of, network_of, studio_of, test_feed, voting
+from flows.workspace import Data, Panel, Pool, Seat, device_of, feed_of, network_of, seen, studio_of, test_feed, voting
 from schemas.spec import Normalise
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Re
         checkpoints = {f"epoch-{epoch}": weights for epoch, weights in made.checkpoints.items()}
         return {"accuracy": made.accuracy, "epochs": made.epochs}, {"weights": made.weights, **checkpoints}
 
-    return kept(ref, f"observer {recipe.name}", settings, make, ("data", "observers"), data.pixels)
+    return kept(ref, f"observer {recipe.name}", settings, make, ("data", "observers"), seen(data, settings))
 
 
 @stage("import {member.name}", "observers")
@@ -140,7 +140,7 @@ def _accuracy(member: Imported, weights: Ref, data: Data, settings: Settings) ->
         net, device = network_of(member, weights, data.shape, settings), device_of(settings)
         return {"accuracy": committee.accuracy(net, feed_of(data, "held-out", settings), device)}, {}
 
-    return kept(ref, f"held-out top-1 of {member.name}", settings, make, (weights, "data"), data.pixels)
+    return kept(ref, f"held-out top-1 of {member.name}", settings, make, (weights, "data"), seen(data, settings))
 
 
 def _measured(
@@ -155,7 +155,7 @@ def _measured(
         )
         return {}, {kind: to_tensors(found)}
 
-    return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"), data.pixels)
+    return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"), seen(data, settings))
 
 
 @stage("draw candidates (seed {seed})", spent="decode")
@@ -257,7 +257,7 @@ def measure_nearness(canvas: Ref, random: Ref, data: Data, settings: Settings) -
         )  # fmt: skip
         return put_nearest(near[: len(ours)], near.similarity_N[len(ours) :])
 
-    return kept(ref, "nearness to real images", settings, make, (canvas, random, "data"), data.pixels)
+    return kept(ref, "nearness to real images", settings, make, (canvas, random, "data"), seen(data, settings))
 
 
 @stage("relabel {what}", "labels")
@@ -312,7 +312,7 @@ def train_student(
 
     made_of = (canvas, views, "data", "test", "student")
     what = f"{recipe.architecture} on {what}, seed {seed}"
-    return _scored(kept(ref, what, settings, make, made_of, data.pixels), settings)
+    return _scored(kept(ref, what, settings, make, made_of, seen(data, settings)), settings)
 
 
 @stage("student {recipe.name} on full data", "students")
@@ -329,7 +329,7 @@ def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -
         return {"accuracy": made.accuracy}, {}
 
     made_of = ("data", "test", "full")
-    return _scored(kept(ref, f"{recipe.name} on full data", settings, make, made_of, data.pixels), settings)
+    return _scored(kept(ref, f"{recipe.name} on full data", settings, make, made_of, seen(data, settings)), settings)
 
 
 @stage("real images of as many bytes (seed {seed})", spent="decode")
@@ -378,7 +378,7 @@ def train_ordinarily(
 
     made_of = (canvas, "data", "test", "student")
     what = f"{recipe.architecture} on JPEG images, seed {seed}"
-    return _scored(kept(ref, what, settings, make, made_of, data.pixels), settings)
+    return _scored(kept(ref, what, settings, make, made_of, seen(data, settings)), settings)
 
 
 def _scored(ref: Ref, settings: Settings) -> Ref:

@@ -49,11 +49,6 @@ class Data:
         by = {} if self.normalise == "data" else {"normalise": self.normalise}
         return identity("data", 1, source=self.source.digest, side=self.side, held_out=self.held_out, **by)
 
-    @property
-    def pixels(self) -> tuple[Ref, ...]:
-        """Its decoded images, which a store may have."""
-        return tuple(pixels.ref_of(source, self.side) for source in (self.source, self.test) if source)
-
     def drawn(self, initialiser: Demanding, ipc: int) -> int:
         """Real images of each class for the initialiser to look at; fewer than it would like where a class has fewer,
         never fewer than it needs."""
@@ -190,6 +185,12 @@ class Counted:
 
     def keyed(self, size: int) -> Iterator[tuple[torch.Tensor, tuple[str, ...]]]:
         return spent_on(self.feed.keyed(size), "decode")
+
+
+def seen(data: Data, settings: Settings) -> tuple[Ref, ...]:
+    """What the store keeps, or comes to keep, of the decoded images."""
+    sources, store = [source for source in (data.source, data.test) if source], store_of(settings)
+    return tuple(pixels.ref_of(each, data.side) for each in sources if pixels.belongs(each, data.side, store))
 
 
 def test_feed(data: Data, settings: Settings) -> Feed:
