@@ -1,8 +1,8 @@
 """What was tried for `retort`: `python -m benchmarks.variants --data DIR [--variants VARIANT...]`.
 
-Each variant changes one thing of it, about at its image-updates but for `fewer` and `fewest`. All are compared on training images that are held out,
-under e2d's labels; the comparison goes to benchmarks/results/cifar10-variants-ipcN.json. A run that was stopped
-continues. Further options go to `retort compare`.
+Each variant changes one thing of it; all but `fewer` and `fewest` about at its image-updates. They are compared on
+training images that are held out, under e2d's labels; the comparison goes to
+benchmarks/results/cifar10-variants-ipcN.json. A run that was stopped continues. Further options go to `retort compare`.
 """
 
 from dataclasses import replace
