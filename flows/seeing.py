@@ -6,6 +6,7 @@ texts are Markdown to the pages, so what comes from data is escaped.
 
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
+RARELY = 50  # between two updates of a page, times what one takes: many short stages are not slowed down by it
 PICTURE_BYTES = (
     400_000  # of a preview on a page: the server keeps it twice, as an artifact and as the latest of its key
 )
@@ -57,14 +59,15 @@ def shown(key: str, show: Callable[..., R], *content: Any, **more: Any) -> R | N
 def follow(what: str, begun: Sequence[PrefectFuture[Any]]) -> None:
     """Wait until all of the submitted stages have ended, and show on the run's page how many have; of one alone its own
     state tells that. Within a flow."""
-    key, failed, several = key_of(what), 0, len(begun) > 1
+    key, failed, several, due = key_of(what), 0, len(begun) > 1, 0.0
     page = shown(key, create_progress_artifact, 0.0, key, _progress(what, 0, len(begun), 0)) if several else None
     for ended, future in enumerate(as_completed(list(begun)), 1):
         future.wait()
         failed += not future.state.is_completed()
-        if page:
-            told = _progress(what, ended - failed, len(begun), failed)
+        if page and (ended == len(begun) or time.monotonic() >= due):
+            told, start = _progress(what, ended - failed, len(begun), failed), time.monotonic()
             page = shown(key, update_progress_artifact, page, 100 * (ended - failed) / len(begun), told)
+            due = start + RARELY * (time.monotonic() - start)
 
 
 def _progress(what: str, done: int, total: int, failed: int) -> str:

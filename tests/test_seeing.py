@@ -14,6 +14,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
 from dd_tasks.verify import Check
+from flows import seeing
 from flows.engines import ENGINE
 from flows.logs import OURS, RunPage, reach_the_page
 from flows.seeing import follow, key_of, show_checks, show_release, shown
@@ -99,6 +100,25 @@ def test_a_panel_that_fails_is_told_and_left_to_the_flow() -> None:
     assert run() == [False, True, True, True]
     page = kept("lots-of-panels")
     assert (page.data, page.description) == (75, "lots of panels: 3 of 4 done, 1 failed")
+
+
+def test_a_lone_stage_has_no_progress_and_many_short_ones_are_told_of_now_and_then() -> None:
+    @stage("recover panel {panel}")
+    def recover(panel: int) -> None:
+        return None
+
+    @flow(task_runner=ENGINE)
+    def run() -> None:
+        follow("a lone one", [recover.submit(0)])
+        follow("many short ones", [recover.submit(panel) for panel in range(40)])
+
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        update = seeing.update_progress_artifact
+        patch.setattr(seeing, "update_progress_artifact", lambda *a: told.append(a[1]) or update(*a))
+        run()
+    assert Artifact.get("a-lone-one", _sync=True) is None
+    assert told[-1] == 100 == kept("many-short-ones").data and len(told) < 20
 
 
 def test_what_the_server_refuses_costs_a_line_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
