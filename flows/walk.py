@@ -108,8 +108,8 @@ class Walked(Task[P, R]):
 
 
 class WalkedFlow(Flow[P, R]):
-    """A flow that is its function in a walk, and where no server looks at it. A server, which takes parameters of half a
-    megabyte at most, is told the digest of what has one: data name every class and shard."""
+    """A flow that is its function in a walk, and where no server looks at it. A server takes parameters of half a
+    megabyte at most: it is told the digest of what has one, as data name every class and shard."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return super().serialize_parameters({name: getattr(v, "digest", v) for name, v in parameters.items()})
