@@ -38,7 +38,8 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Panellist:
-    """The terms of one ballot, at work on one panel. `graphs` compiles opinions on batches of `compiled` views."""
+    """The terms of one ballot, at work on one panel. Opinions of frozen observers on batches of `compiled` views are
+    compiled, from each one's second on: the first begins the averages."""
 
     terms: tuple[Term, ...]
     closures: tuple[Closure, ...]
@@ -55,17 +56,17 @@ class Panellist:
     def opinions(self, judge: Observer, views_VCSS: Tensor, targets_V: Tensor) -> Iterator[Opinion]:
         """Each reading's graph is gone before the next one."""
         known = getattr(judge, "graphs", None)
-        states = [
-            closure.state(judge, targets_V) if isinstance(closure, SmoothedLoss) else () for closure in self.closures
-        ]
-        if known is not None and len(views_VCSS) == self.compiled and not any(None in state for state in states):
-            yield self._compiled(judge, known, views_VCSS, targets_V, states)
-            return
+        if known is not None and len(views_VCSS) == self.compiled:
+            states = [c.state(judge, targets_V) if isinstance(c, SmoothedLoss) else () for c in self.closures]
+            if not any(None in state for state in states):
+                yield self._compiled(judge, known, views_VCSS, targets_V, states)
+                return
         leaf_VCSS = views_VCSS.detach().requires_grad_()
         for rows, reading in judge.readings(leaf_VCSS, targets_V, **self.needs):
-            loss = torch.stack([closure(judge, reading, targets_V[rows]) for closure in self.closures]).sum()
+            theirs_V = targets_V if isinstance(rows, slice) else targets_V[rows]  # a slice is of all
+            loss = torch.stack([closure(judge, reading, theirs_V) for closure in self.closures]).sum()
             (slope_VCSS,) = torch.autograd.grad(loss, leaf_VCSS)
-            yield Opinion(rows, loss.detach(), slope_VCSS, self._hardness(reading, targets_V[rows]))
+            yield Opinion(rows, loss.detach(), slope_VCSS, self._hardness(reading, theirs_V))
 
     def _hardness(self, reading: Reading, targets_V: Tensor) -> Tensor | None:
         if not self.tells_hardness:

@@ -15,6 +15,7 @@ import torch
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import opaque
 
 from dd_tasks.errors import InputError
 from flows.plain import is_plain
@@ -60,8 +61,9 @@ class Engine(TaskRunner[PrefectFuture[Any]]):
 
     def submit(self, task: Any, parameters: dict[str, Any], *waiting: Any, **more: Any) -> PrefectFuture[Any]:
         settings: Settings = parameters.get("settings", Settings())
-        if settings.engine.startswith("ray"):
-            return _ray(settings).submit(task, parameters, *waiting, **more)
+        if settings.engine.startswith("ray"):  # whose task runner takes no annotated parameters
+            plain = {name: value.unwrap() if isinstance(value, opaque) else value for name, value in parameters.items()}
+            return _ray(settings).submit(task, plain, *waiting, **more)
         away = _away.set(pool_in(settings) is not None)
         try:
             chosen = self.waiting if is_away() else self.here

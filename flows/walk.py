@@ -117,8 +117,8 @@ class WalkedFlow(Flow[P, R]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current() or is_plain():
             return self.fn(*args, **kwargs)
-        parameters = get_call_parameters(self.fn, args, kwargs)
-        if is_looked_at(parameters):
+        asked = kwargs.keys() & {"return_state", "wait_for"}  # of Prefect
+        if asked or is_looked_at(parameters := get_call_parameters(self.fn, args, kwargs)):
             return super().__call__(*args, **kwargs)
         with plainly():
             function: Any = self.fn

@@ -213,17 +213,15 @@ def test_nobody_goes_through_the_data_to_start_a_stage(digits: Path, prefect_ser
 
 def test_a_flow_within_a_flow_takes_data_of_any_number_of_classes(digits: Path, prefect_server: None) -> None:
     """The server refuses parameters of more than half a megabyte."""
-    from prefect import flow
-
     from flows.tasks import index_shards
-    from flows.walk import subflow
+    from flows.walk import flow
     from flows.workspace import Data
 
-    @subflow(name="within", validate_parameters=False)
+    @flow(name="within", validate_parameters=False)
     def within(data: Data) -> int:
         return len(data.source.index.classes)
 
-    @flow(task_runner=ENGINE, validate_parameters=False)
+    @flow(name="whole", task_runner=ENGINE, validate_parameters=False)
     def run() -> int:
         data = index_shards((f"{digits}/train/*.tar",), (), None, 0.1, 0, 1)
         many = data.source.index.model_copy(update={"classes": [f"class of number {i:020d}" for i in range(20_000)]})
