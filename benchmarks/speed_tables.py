@@ -121,25 +121,27 @@ def quickstart(results: Results) -> str:
 
 
 def taught(results: Results) -> str:
-    """Markdown: relabelling and one student, ours and written plainly."""
+    """Markdown: relabelling and a student, ours and written plainly."""
     parts = []
     for found in of(results, "students"):
         parts += [
             "",
-            "| seed | way | seconds of labels | of student and score | all | of it compiling | top-1 (%) |",
-            "|---|---|---:|---:|---:|---:|---:|",
+            "| IPC 10 | seconds of labels | of a student and its score, by seed | of these compiling | top-1 (%) |",
+            "|---|---:|---:|---:|---|",
         ]
-        for row in found["rows"]:
-            for way in ("plain", "ours"):
-                did = row[way]
-                labels, compiling = did["seconds"]["relabel"], did.get("compile_seconds", 0.0)
-                cells = labels, did["all_seconds"] - labels, did["all_seconds"], compiling, 100 * did["accuracy"]
-                parts.append(f"| {row['seed']} | {way} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-        ratios = [
-            f"{row['ratio']:.2f} ({row['ratio_without_compiling']:.2f} without compiling)" for row in found["rows"]
+        for way in ("plain", "ours"):
+            rows = found[way]["seeds"].values()
+            seconds = ", ".join(f"{row['student_seconds']:.0f}" for row in rows)
+            compiling = ", ".join(f"{row['compile_seconds']:.0f}" for row in rows)
+            scores = ", ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
+            parts.append(f"| {way} | {found[way]['relabel_seconds']:.0f} | {seconds} | {compiling} | {scores} |")
+        parts += [
+            "",
+            f"Labels and the first student take the plain way {found['ratio']:.2f} times as long, "
+            f"{found['ratio_without_compiling']:.2f} times without compiling.",
+            f"`{found['command']}` on {found['machine']}.",
+            "",
         ]
-        told = f"Scored on {found['split']} images. By seed the plain way takes {', '.join(ratios)} times as long."
-        parts += ["", told, f"`{found['command']}` and so on, on {found['machine']}.", ""]
     return "\n".join(parts)
 
 

@@ -1,8 +1,8 @@
-"""Relabelling and a student, ours and written plainly: `python -m benchmarks.students --data DIR --seed 0`.
+"""Relabelling and a student, ours and written plainly: `python -m benchmarks.students --data DIR`.
 
-Both in one process, on the same 100 real images of CIFAR-10, views, observers and seed, 300 epochs each; the labels
-must agree. A call adds its seed's row to benchmarks/results/students.json. Of our seconds those of compiling are told
-apart: what the first call compiles, later ones find on disk.
+On the same 100 real images of CIFAR-10, views, observers and seeds, 300 epochs each; the labels must agree. `--way` and
+`--seeds` measure a part, which joins what benchmarks/results/students.json has. Of our seconds those of compiling are
+told apart; what one process compiles, later ones find on disk.
 """
 
 import copy
@@ -10,7 +10,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from flows.environment import keep_freed_memory, prepare_environment
@@ -20,6 +22,7 @@ os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp(prefix="retort-"))
 
 import torch  # noqa: E402
 from prefect import flow  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch._dynamo.utils import calculate_time_spent  # noqa: E402
 
 from benchmarks import plain_student as plain  # noqa: E402
@@ -66,97 +69,110 @@ def mixed(views: Views) -> list[plain.Mixed]:
     return [plain.Mixed(*one) for one in zip(own, partners, map(tuple, views.mix_boxes_V4.tolist()), strict=True)]
 
 
-class Clock:
-    """Seconds by what took them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, what: str, work: Callable[[], T]) -> T:
-        start = time.perf_counter()
-        made = work()
-        self.seconds[what] = round(time.perf_counter() - start, 2)
-        return made
-
-    def told(self, **besides: Any) -> dict[str, Any]:
-        return {"seconds": self.seconds, "all_seconds": round(sum(self.seconds.values()), 2), **besides}
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What it makes, and the seconds."""
+    start = time.perf_counter()
+    made = work()
+    return made, round(time.perf_counter() - start, 2)
 
 
-def plainly(
-    recipe: StudentRecipe, canvas: Canvas, views: Views, studio: Studio, data: Data, seed: int
-) -> dict[str, Any]:
-    """Seconds and top-1 of the plain way, its labels and its losses."""
-    clock, drawn, n = Clock(), mixed(views), len(canvas)
-    observers = [copy.deepcopy(o.net).to(memory_format=torch.contiguous_format) for o in studio.observers]  # type: ignore
-    epochs = [drawn[start : start + n] for start in range(0, len(drawn), n)]
-    labels = clock("relabel", lambda: plain.relabel(canvas.images_NCHW, epochs, observers))
-    lessons = plain.Lessons(canvas.images_NCHW, canvas.targets_N.tolist(), drawn, torch.cat(labels))
-    each = len(batch_sizes(n, recipe.batch))
-    rows = [part.tolist() for part in batches(views, recipe.batch, recipe.epochs, torch.Generator().manual_seed(seed))]
-    order = [rows[start : start + each] for start in range(0, len(rows), each)]
-    net, losses = students.seeded(lambda: build(recipe.architecture, data.shape), seed), []
-    average = clock("student", lambda: plain.student(net, lessons, order, len(rows), losses.append))
-    images = torch.cat([batch.images_NCHW for batch in test_feed(data).batches(500, seed=None)])
-    classes = torch.cat([batch.labels_N for batch in test_feed(data).batches(500, seed=None)])
-    top1 = clock("score", lambda: plain.top1(average, images, classes))
-    return clock.told(accuracy=top1) | {"labels": labels, "losses": losses[:5]}
+@dataclass(frozen=True)
+class Bench:
+    """What both ways work on."""
+
+    recipe: StudentRecipe
+    canvas: Canvas
+    studio: Studio
+    data: Data
+
+    def ours(self, views: Views, seed: int) -> dict[str, Any]:
+        before, test = compiling(), test_feed(self.data)
+        train = partial(students.train, seed=seed, device=torch.device("cpu"))
+        top1, seconds = timed(lambda: train(self.recipe, self.data.shape, self.canvas, views, test))
+        return {"student_seconds": seconds, "compile_seconds": round(compiling() - before, 2), "accuracy": top1}
+
+    def plainly(self, views: Views, seed: int) -> dict[str, Any]:
+        recipe, rng = self.recipe, torch.Generator().manual_seed(seed)
+        targets, each = self.canvas.targets_N.tolist(), len(batch_sizes(len(self.canvas), self.recipe.batch))
+        lessons = plain.Lessons(self.canvas.images_NCHW, targets, mixed(views), views.logits_VK)
+        rows = [part.tolist() for part in batches(views, recipe.batch, recipe.epochs, rng)]
+        epochs = [rows[start : start + each] for start in range(0, len(rows), each)]
+        net = students.seeded(lambda: build(recipe.architecture, self.data.shape), seed)
+        every = list(test_feed(self.data).batches(500, seed=None))
+        tested = torch.cat([batch.images_NCHW for batch in every]), torch.cat([batch.labels_N for batch in every])
+        losses: list[float] = []
+        top1, seconds = timed(
+            lambda: plain.top1(plain.student(net, lessons, epochs, len(rows), losses.append), *tested)
+        )
+        return {"student_seconds": seconds, "compile_seconds": 0.0, "accuracy": top1, "first_losses": losses[:3]}
+
+    def plain_labels(self, views: Views) -> list[Tensor]:
+        drawn, n = mixed(views), len(self.canvas)
+        observers = [copy.deepcopy(o.net) for o in self.studio.observers]  # type: ignore[attr-defined]
+        observers = [net.to(memory_format=torch.contiguous_format) for net in observers]
+        epochs = [drawn[start : start + n] for start in range(0, len(drawn), n)]
+        return plain.relabel(self.canvas.images_NCHW, epochs, observers)
 
 
-def ours(
-    recipe: StudentRecipe, canvas: Canvas, labeller: Relabel, studio: Studio, data: Data, seed: int
-) -> dict[str, Any]:
-    """Seconds and top-1 of our way, of them those of compiling; and its views."""
-    clock, test = Clock(), test_feed(data)
-    views = clock("relabel", lambda: labeller.label(canvas, studio))
-    top1 = clock(
-        "student and score",
-        lambda: students.train(recipe, data.shape, canvas, views, test, seed=seed, device=torch.device("cpu")),
-    )
-    compiling = sum(calculate_time_spent().values())
-    return clock.told(accuracy=top1, compile_seconds=round(compiling, 2)) | {"views": views}
+def compiling() -> float:
+    """Seconds that this process has spent on it."""
+    return float(calculate_time_spent().get("total_wall_time", 0.0))
 
 
-def row(spec: RunSpec, settings: Settings, seed: int) -> dict[str, Any]:
-    """Both ways of one seed. AssertionError where they do not see or say the same."""
-    run, data, canvas, studio = begin(spec, settings)
-    assert isinstance(run.recipe.labeller, Relabel)
-    sum(1 for _ in test_feed(data).batches(500, seed=None))  # decoded
-    mine = ours(run.students[0], canvas, run.recipe.labeller, studio, data, seed)
-    views = mine.pop("views")
-    theirs = plainly(run.students[0], canvas, views, studio, data, seed)
-    labels, losses = theirs.pop("labels"), theirs.pop("losses")
-    apart = (torch.cat(labels).float() - views.logits_VK.float()).abs().max().item()
-    assert apart < 0.02, apart
-    steady = mine["all_seconds"] - mine["compile_seconds"]
-    return {
-        "seed": seed, "ours": mine, "plain": theirs, "labels_apart": apart, "first_losses": losses,
-        "ratio": round(theirs["all_seconds"] / mine["all_seconds"], 2),
-        "ratio_without_compiling": round(theirs["all_seconds"] / steady, 2),
-    }  # fmt: skip
+def measured(bench: Bench, labeller: Relabel, way: str, seeds: Sequence[int], known: dict[str, Any]) -> dict[str, Any]:
+    """One way: its labels, where their seconds are not known, and students. AssertionError where it does not label as
+    the other does."""
+    views, seconds = timed(lambda: labeller.label(bench.canvas, bench.studio))
+    if way == "ours":
+        return {"relabel_seconds": seconds, "seeds": {str(seed): bench.ours(views, seed) for seed in seeds}}
+    made = dict(known)
+    if not made:
+        labels, made["relabel_seconds"] = timed(lambda: bench.plain_labels(views))
+        apart = (torch.cat(labels).float() - views.logits_VK.float()).abs().max().item()
+        assert apart < 0.05, apart
+        made["labels_apart"] = round(apart, 4)
+    return made | {"seeds": {str(seed): bench.plainly(views, seed) for seed in seeds}}
+
+
+def ratios(ours: dict[str, Any], plainly: dict[str, Any]) -> dict[str, float]:
+    """Of the seconds of labels and one student, that of the first seed, which compiles; and without compiling."""
+    first = min(ours["seeds"])
+    took = ours["relabel_seconds"] + ours["seeds"][first]["student_seconds"]
+    takes = plainly["relabel_seconds"] + plainly["seeds"][first]["student_seconds"]
+    steady = took - ours["seeds"][first]["compile_seconds"]
+    return {"ratio": round(takes / took, 2), "ratio_without_compiling": round(takes / steady, 2)}
+
+
+def joined(before: dict[str, Any], way: str, new: dict[str, Any]) -> dict[str, Any]:
+    """With what there is of other seeds and of the other way."""
+    old = before.get(way, {"seeds": {}})
+    found = before | {way: {**old, **new, "seeds": {**old["seeds"], **new["seeds"]}}}
+    both = all(found.get(name, {}).get("seeds") for name in ("ours", "plain"))
+    return found | ratios(found["ours"], found["plain"]) if both else found
 
 
 def main() -> None:
     options = parser(__doc__, "runs/students")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--held-out", action="store_true", help="score on training images that were held out")
+    options.add_argument("--way", choices=("ours", "plain"), nargs="+", default=["ours", "plain"])
+    options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     arguments = options.parse_args()
     keep_freed_memory()
     console.start()
-    test = () if arguments.held_out else (f"{arguments.data}/cifar10-test-{{0000..0001}}.tar",)
     spec = RunSpec(
-        preset="e2d", shards=(f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",), test=test, ipc=arguments.ipc,
-        committee="small", students=(arguments.student,),
+        preset="e2d", shards=(f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",), ipc=arguments.ipc,
+        test=(f"{arguments.data}/cifar10-test-{{0000..0001}}.tar",), committee="small", students=(arguments.student,),
     )  # fmt: skip
-    made = row(spec, Settings(store=arguments.store), arguments.seed)
-    print(json.dumps(made, indent=1))
+    run, data, canvas, studio = begin(spec, Settings(store=arguments.store))
+    assert isinstance(run.recipe.labeller, Relabel)
+    for _ in test_feed(data).batches(500, seed=None):  # decoded before anything is timed
+        pass
     path = RESULTS / "students.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = sorted([*(r for r in before if r["seed"] != arguments.seed), made], key=lambda r: r["seed"])
-    command = f"python -m benchmarks.students --data CIFAR10 --seed {arguments.seed}"
-    keep(
-        "students",
-        {"command": command, "machine": machine(), "split": "held-out" if not test else "test", "rows": rows},
-    )
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for way in arguments.way:
+        bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data)
+        known = {name: value for name, value in found.get(way, {}).items() if name != "seeds"}
+        found = joined(found, way, measured(bench, run.recipe.labeller, way, arguments.seeds, known))
+        keep("students", found | {"command": "python -m benchmarks.students --data CIFAR10", "machine": machine()})
 
 
 if __name__ == "__main__":

@@ -78,14 +78,7 @@ class Stage(Walked[P, R]):
 def _closed(value: Any) -> Any:
     """For each stage Prefect looks for task runs in all that its parameters hold. Data, which name every class and
     shard, are told as one thing: else the time of a panel would grow with the classes of all."""
-    return Closed(value) if isinstance(value, Data) and not current() else value
-
-
-class Closed(opaque[Any]):
-    """Prefect's annotation as it is after a journey: its own comes to Ray's workers wrapped once more."""
-
-    def __getnewargs__(self) -> tuple[Any]:
-        return (self.unwrap(),)
+    return opaque(value) if isinstance(value, Data) and not current() else value
 
 
 SPENT: dict[Part, Spending] = {
