@@ -131,10 +131,10 @@ def taught(results: Results) -> str:
         ]
         for way in ("plain", "ours"):
             rows = found[way]["seeds"].values()
-            seconds = ", ".join(f"{row['student_seconds']:.0f}" for row in rows)
+            seconds = ", ".join(f"{row['seconds']:.0f}" for row in rows)
             compiling = ", ".join(f"{row['compile_seconds']:.0f}" for row in rows)
             scores = ", ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
-            parts.append(f"| {way} | {found[way]['relabel_seconds']:.0f} | {seconds} | {compiling} | {scores} |")
+            parts.append(f"| {way} | {found[way]['relabel']['seconds']:.0f} | {seconds} | {compiling} | {scores} |")
         parts += [
             "",
             f"Labels and the first student take the plain way {found['ratio']:.2f} times as long, "

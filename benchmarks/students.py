@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.environment import keep_freed_memory, prepare_environment
@@ -69,11 +70,19 @@ def mixed(views: Views) -> list[plain.Mixed]:
     return [plain.Mixed(*one) for one in zip(own, partners, map(tuple, views.mix_boxes_V4.tolist()), strict=True)]
 
 
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What it makes, and the seconds."""
-    start = time.perf_counter()
+def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What it makes, the seconds, and how many cores other processes kept busy meanwhile: near 0 where none does."""
+    start, busy, mine = time.perf_counter(), busy_seconds(), time.process_time()
     made = work()
-    return made, round(time.perf_counter() - start, 2)
+    seconds = time.perf_counter() - start
+    others = (busy_seconds() - busy - (time.process_time() - mine)) / seconds
+    return made, {"seconds": round(seconds, 2), "others": round(others, 2)}
+
+
+def busy_seconds() -> float:
+    """Of all cores since the machine started, without idling and waiting for files."""
+    ticks = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,8 @@ class Bench:
     def ours(self, views: Views, seed: int) -> dict[str, Any]:
         before, test = compiling(), test_feed(self.data)
         train = partial(students.train, seed=seed, device=torch.device("cpu"))
-        top1, seconds = timed(lambda: train(self.recipe, self.data.shape, self.canvas, views, test))
-        return {"student_seconds": seconds, "compile_seconds": round(compiling() - before, 2), "accuracy": top1}
+        top1, took = timed(lambda: train(self.recipe, self.data.shape, self.canvas, views, test))
+        return {**took, "compile_seconds": round(compiling() - before, 2), "accuracy": top1}
 
     def plainly(self, views: Views, seed: int) -> dict[str, Any]:
         recipe, rng = self.recipe, torch.Generator().manual_seed(seed)
@@ -101,10 +110,8 @@ class Bench:
         every = list(test_feed(self.data).batches(500, seed=None))
         tested = torch.cat([batch.images_NCHW for batch in every]), torch.cat([batch.labels_N for batch in every])
         losses: list[float] = []
-        top1, seconds = timed(
-            lambda: plain.top1(plain.student(net, lessons, epochs, len(rows), losses.append), *tested)
-        )
-        return {"student_seconds": seconds, "compile_seconds": 0.0, "accuracy": top1, "first_losses": losses[:3]}
+        top1, took = timed(lambda: plain.top1(plain.student(net, lessons, epochs, len(rows), losses.append), *tested))
+        return {**took, "compile_seconds": 0.0, "accuracy": top1}
 
     def plain_labels(self, views: Views) -> list[Tensor]:
         drawn, n = mixed(views), len(self.canvas)
@@ -122,12 +129,12 @@ def compiling() -> float:
 def measured(bench: Bench, labeller: Relabel, way: str, seeds: Sequence[int], known: dict[str, Any]) -> dict[str, Any]:
     """One way: its labels, where their seconds are not known, and students. AssertionError where it does not label as
     the other does."""
-    views, seconds = timed(lambda: labeller.label(bench.canvas, bench.studio))
+    views, took = timed(lambda: labeller.label(bench.canvas, bench.studio))
     if way == "ours":
-        return {"relabel_seconds": seconds, "seeds": {str(seed): bench.ours(views, seed) for seed in seeds}}
+        return {"relabel": took, "seeds": {str(seed): bench.ours(views, seed) for seed in seeds}}
     made = dict(known)
     if not made:
-        labels, made["relabel_seconds"] = timed(lambda: bench.plain_labels(views))
+        labels, made["relabel"] = timed(lambda: bench.plain_labels(views))
         apart = (torch.cat(labels).float() - views.logits_VK.float()).abs().max().item()
         assert apart < 0.05, apart
         made["labels_apart"] = round(apart, 4)
@@ -137,8 +144,7 @@ def measured(bench: Bench, labeller: Relabel, way: str, seeds: Sequence[int], kn
 def ratios(ours: dict[str, Any], plainly: dict[str, Any]) -> dict[str, float]:
     """Of the seconds of labels and one student, that of the first seed, which compiles; and without compiling."""
     first = min(ours["seeds"])
-    took = ours["relabel_seconds"] + ours["seeds"][first]["student_seconds"]
-    takes = plainly["relabel_seconds"] + plainly["seeds"][first]["student_seconds"]
+    took, takes = (way["relabel"]["seconds"] + way["seeds"][first]["seconds"] for way in (ours, plainly))
     steady = took - ours["seeds"][first]["compile_seconds"]
     return {"ratio": round(takes / took, 2), "ratio_without_compiling": round(takes / steady, 2)}
 
