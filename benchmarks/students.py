@@ -29,6 +29,7 @@ from torch._dynamo.utils import calculate_time_spent  # noqa: E402
 from benchmarks import plain_student as plain  # noqa: E402
 from benchmarks.calls import RESULTS, keep, parser  # noqa: E402
 from dd_tasks import students  # noqa: E402
+from dd_tasks.feeds import Feed  # noqa: E402
 from dd_tasks.label import Relabel  # noqa: E402
 from dd_tasks.networks import build  # noqa: E402
 from dd_tasks.students import StudentRecipe, batch_sizes, batches  # noqa: E402
@@ -93,9 +94,10 @@ class Bench:
     canvas: Canvas
     studio: Studio
     data: Data
+    test: Feed
 
     def ours(self, views: Views, seed: int) -> dict[str, Any]:
-        before, test = compiling(), test_feed(self.data)
+        before, test = compiling(), self.test
         train = partial(students.train, seed=seed, device=torch.device("cpu"))
         top1, took = timed(lambda: train(self.recipe, self.data.shape, self.canvas, views, test))
         return {**took, "compile_seconds": round(compiling() - before, 2), "accuracy": top1}
@@ -107,7 +109,7 @@ class Bench:
         rows = [part.tolist() for part in batches(views, recipe.batch, recipe.epochs, rng)]
         epochs = [rows[start : start + each] for start in range(0, len(rows), each)]
         net = students.seeded(lambda: build(recipe.architecture, self.data.shape), seed)
-        every = list(test_feed(self.data).batches(500, seed=None))
+        every = list(self.test.batches(500, seed=None))
         tested = torch.cat([batch.images_NCHW for batch in every]), torch.cat([batch.labels_N for batch in every])
         losses: list[float] = []
         top1, took = timed(lambda: plain.top1(plain.student(net, lessons, epochs, len(rows), losses.append), *tested))
@@ -168,14 +170,15 @@ def main() -> None:
         preset="e2d", shards=(f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",), ipc=arguments.ipc,
         test=(f"{arguments.data}/cifar10-test-{{0000..0001}}.tar",), committee="small", students=(arguments.student,),
     )  # fmt: skip
-    run, data, canvas, studio = begin(spec, Settings(store=arguments.store))
+    settings = Settings(store=arguments.store)
+    run, data, canvas, studio = begin(spec, settings)
     assert isinstance(run.recipe.labeller, Relabel)
-    for _ in test_feed(data).batches(500, seed=None):  # decoded before anything is timed
+    for _ in (test := test_feed(data, settings)).batches(500, seed=None):  # decoded before anything is timed
         pass
     path = RESULTS / "students.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for way in arguments.way:
-        bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data)
+        bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data, test)
         known = {name: value for name, value in found.get(way, {}).items() if name != "seeds"}
         found = joined(found, way, measured(bench, run.recipe.labeller, way, arguments.seeds, known))
         keep("students", found | {"command": "python -m benchmarks.students --data CIFAR10", "machine": machine()})
