@@ -1,11 +1,12 @@
 """Recovery beside the plain loop, in one process: `python -m benchmarks.recover --data DIR [--device cuda]`.
 
-Both run E2D's two phases on the same real images under the same observers, briefly trained. First the plain loop's
-crops are replayed through ours, and the pixels after 1, 2 and 3 steps must agree; then each draws its own and is timed,
-compiling apart. Written to benchmarks/results/recover[-NAME].json.
+Both run E2D's two phases on the same real images under the same observers, briefly trained, with losses of as many
+images together, a batch: the plain loop on one, ours on a panel of them side by side (`schedule.batch`). First the
+plain loop's crops are replayed through ours, and the pixels after 1, 2 and 3 steps must agree; then each draws its own
+and is timed, compiling apart. Written to benchmarks/results/recover[-NAME].json.
 
 Image-updates: one image through one observer, forward and back to the pixels. `peak_share`: FLOPs of the observers'
-passes a second over those of a matrix product on the same device.
+passes a second, as plain convolutions need them, over those of a matrix product on the same device.
 """
 
 import argparse
@@ -69,6 +70,12 @@ class Bench:
     observers: tuple[Observer, ...]
     shape: Shape
     device: torch.device
+    batch: int = 0  # images whose losses are taken together; 0: all
+
+    @property
+    def batches(self) -> tuple[slice, ...]:
+        size, images = self.batch or len(self.canvas), len(self.canvas)
+        return tuple(slice(start, min(start + size, images)) for start in range(0, images, size))
 
     def studio(self, *, compiled: bool) -> Studio:
         rng = torch.Generator(self.device).manual_seed(0)
@@ -77,18 +84,20 @@ class Bench:
 
     def ours(self, phases: tuple[Phase, ...], *, compiled: bool = True) -> Recovered:
         recipe = e2d(side=self.shape.side)
-        recipe = replace(recipe, schedule=replace(recipe.schedule, phases=phases))
+        recipe = replace(recipe, schedule=replace(recipe.schedule, phases=phases, batch=self.batch))
         return distill(recipe, self.canvas, self.studio(compiled=compiled))
 
-    def plain(self, steps: tuple[int, int], watch: Callable[[plain_loop.Step], None]) -> Tensor:
-        """pixels_NCSS after the plain loop."""
+    def plain(
+        self, steps: tuple[int, int], watch: Callable[[plain_loop.Step], None], batch: slice = slice(None)
+    ) -> Tensor:
+        """pixels_NCSS of a batch after the plain loop."""
         mean_C11, std_C11 = (
             torch.tensor(x, device=self.device).view(3, 1, 1) for x in (self.shape.mean, self.shape.std)
         )
-        images_NCSS = (self.canvas.images_NCHW.to(self.device).float() / 255 - mean_C11) / std_C11
+        images_NCSS = (self.canvas.images_NCHW[batch].to(self.device).float() / 255 - mean_C11) / std_C11
         bounds = (-mean_C11 / std_C11).flatten(), ((1 - mean_C11) / std_C11).flatten()
         judges = [self.judge(observer) for observer in self.observers]
-        targets_N = self.canvas.targets_N.to(self.device)
+        targets_N = self.canvas.targets_N[batch].to(self.device)
         return plain_loop.explore_and_exploit(images_NCSS, targets_N, judges, bounds, steps, watch) * std_C11 + mean_C11
 
     def judge(self, observer: Observer) -> plain_loop.Judge:
@@ -107,16 +116,30 @@ def channels_last(observers: tuple[Observer, ...]) -> Iterator[None]:
     yield
 
 
+def watched(bench: Bench, steps: tuple[int, int]) -> tuple[Tensor, list[plain_loop.Step]]:
+    """pixels_NCSS of all batches after the plain loop, and what its steps looked at, the batches' side by side."""
+    pixels, looked = [], []
+    for batch in bench.batches:
+        steps_of: list[plain_loop.Step] = []
+        pixels.append(bench.plain(steps, steps_of.append, batch))
+        looked.append(steps_of)
+    return torch.cat(pixels), [_beside(parts) for parts in zip(*looked, strict=True)]
+
+
+def _beside(parts: tuple[plain_loop.Step, ...]) -> plain_loop.Step:
+    boxes, flips, memory = ([x for part in parts for x in getattr(part, name)] for name in ("boxes", "flips", "memory"))
+    return plain_loop.Step(boxes, flips, memory, torch.cat([part.images_NCSS for part in parts]))
+
+
 def agreement(bench: Bench) -> list[dict[str, Any]]:
     """The pixels of both after the first steps on the same crops."""
     found = []
     for steps in FIRST_STEPS:
-        looked: list[plain_loop.Step] = []
         random.seed(steps)
         torch.manual_seed(steps)
-        theirs_NCSS = bench.plain((steps, 0), looked.append)
+        theirs_NCSS, looked = watched(bench, (steps, 0))
         with channels_last(bench.observers):
-            ours_NCSS = bench.ours((Phase(steps, Replayed(looked)),), compiled=steps > 1).pixels_NCSS  # type: ignore[arg-type]
+            ours_NCSS = bench.ours((Phase(steps, Replayed(looked)),)).pixels_NCSS  # type: ignore[arg-type]
         apart = (theirs_NCSS.cpu() - ours_NCSS).abs()
         found.append({
             "steps": steps, "largest": apart.max().item(), "median": apart.median().item(),
@@ -156,7 +179,7 @@ def measured(bench: Bench, steps: tuple[int, int]) -> dict[str, Any]:
     """Image-updates a second of both, and what compiling cost."""
     schedule = e2d(side=bench.shape.side).schedule
     phases = tuple(replace(phase, steps=n) for phase, n in zip(schedule.phases, steps, strict=True))
-    images, device = len(bench.canvas), bench.device
+    first, device = bench.batches[0], bench.device
     start = clock(device)
     few = tuple(replace(phase, steps=2 * len(bench.observers)) for phase in phases)
     bench.ours(few)
@@ -171,11 +194,11 @@ def measured(bench: Bench, steps: tuple[int, int]) -> dict[str, Any]:
         start = clock(device)
         updates = bench.ours(phases, compiled=False).image_updates
         seconds["not_compiled"] = (clock(device) - start) / updates
-    bench.plain((2, 1), lambda step: None)
+    bench.plain((2, 1), lambda step: None, first)
     with peak_memory(device) as memory:
         start = clock(device)
-        bench.plain(steps, lambda step: None)
-        seconds["plain"] = (clock(device) - start) / (sum(steps) * images)
+        bench.plain(steps, lambda step: None, first)
+        seconds["plain"] = (clock(device) - start) / (sum(steps) * (first.stop - first.start))
     rates = {way: round(1 / each, 1) for way, each in seconds.items()}
     return {
         "image_updates_a_second": rates, "ratio": round(rates["ours"] / rates["plain"], 2),
@@ -206,6 +229,7 @@ def main() -> None:
     options.add_argument("--side", type=int, default=32)
     options.add_argument("--committee", default="small", choices=list(committee.COMMITTEES))
     options.add_argument("--batch", type=int, nargs="+", default=[10, 100])
+    options.add_argument("--panel", type=int, default=100, help="images of ours side by side, at least a batch")
     options.add_argument("--steps", type=int, nargs=2, default=[42, 18], metavar=("EXPLORE", "EXPLOIT"))
     options.add_argument("--name", default="recover")
     arguments = options.parse_args()
@@ -213,12 +237,14 @@ def main() -> None:
     observers, shape, feed = seated(arguments, device)
     each, most = flops(observers, shape, device), peak(device)
     rows = []
-    for images in arguments.batch:
-        batch = next(iter(feed.batches(images, seed=0)))
-        canvas = Canvas(batch.images_NCHW, batch.labels_N, ((),) * images)
-        bench = Bench(canvas, observers, shape, device)
+    for size in arguments.batch:
+        images = max(size, arguments.panel)
+        real = next(iter(feed.batches(images, seed=0)))
+        canvas = Canvas(real.images_NCHW, real.labels_N, ((),) * images)
+        bench = Bench(canvas, observers, shape, device, size if size < images else 0)
         with channels_last(observers):
-            found = {"batch": images, "agreement": agreement(bench), **measured(bench, tuple(arguments.steps))}
+            found = {"batch": size, "panel": images, "agreement": agreement(bench)}
+            found |= measured(bench, tuple(arguments.steps))
         found["peak_share"] = round(each * found["image_updates_a_second"]["ours"] / most, 3)
         print(found, flush=True)
         rows.append(found)

@@ -6,8 +6,10 @@ Shape letters: N images of a panel, V views of them, C channels, S side, T steps
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import inside, look, rolled
@@ -47,6 +49,9 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
     gaze_NSS = torch.zeros(len(canvas), side, side, device=device)
     every_N, updates = torch.arange(len(canvas), device=device), 0
     active_N = every_N
+    recipe.check_batch()
+    batch = recipe.schedule.batch if recipe.schedule.batch < len(canvas) else 0
+    every_BV = shares(every_N, batch, len(canvas)) if batch else None
     for tick in studio.track(recipe.schedule.ticks(), what, steps):
         asked = tick.step % ASK_EVERY == 0
         if asked and tick.viewer.may_finish and not memory.occupied_NM.any():
@@ -67,7 +72,8 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         views_VCSS = look(seen_VCSS, chosen.crops) * std_C11 + mean_C11
         if chosen.roll_2 is not None:
             views_VCSS = rolled(views_VCSS, chosen.roll_2)
-        found = judge(views_VCSS, targets_N if whole else targets_N[images_V], tick)
+        shares_BV = every_BV if whole or not batch else shares(images_V, batch, len(canvas))
+        found = judge(views_VCSS, targets_N if whole else targets_N[images_V], tick, shares_BV)
         optimiser.zero_grad()
         views_VCSS.backward(found.slope_VCSS)
         optimiser.param_groups[0]["lr"] = tick.rate
@@ -79,7 +85,8 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
                 scaled_NCSS.copy_(before_NCSS.index_copy(0, active_N, scaled_NCSS[active_N]))
         looked = tick.viewer.remember(looked, chosen, found.hardness_V)
         memory = memory.updated(active_N, looked) if some else looked
-        loss_T[tick.step], remembered_T[tick.step] = found.loss, memory.occupied_NM.sum()
+        loss_T[tick.step] = found.loss if shares_BV is None else found.loss / shares_BV.sum()
+        remembered_T[tick.step] = memory.occupied_NM.sum()
         if tick.viewer.may_finish:
             revisited_VSS = inside(chosen.crops.boxes_N4, side) & (chosen.memory_N >= 0)[:, None, None]
             gaze_NSS.index_add_(0, images_V, revisited_VSS.float())
@@ -90,6 +97,12 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
     images_NCSS = (pixels_NCSS * 255).round().to(torch.uint8).cpu()
     finished = Canvas(images_NCSS, canvas.targets_N, canvas.sources)
     return Recovered(finished, loss_T.cpu(), remembered_T.cpu(), gaze_NSS.cpu(), updates, pixels_NCSS.cpu())
+
+
+def shares(images_V: Tensor, batch: int, images: int) -> Tensor:
+    """shares_BV of the views of these images in the mean of each of the batches, `batch` neighbouring images each."""
+    of_VB = F.one_hot(images_V // batch, ceil(images / batch)).float()
+    return (of_VB / of_VB.sum(0).clamp_min(1)).T
 
 
 @dataclass(frozen=True)
@@ -103,12 +116,12 @@ class Verdict:
     seats: int
 
 
-Judge = Callable[[Tensor, Tensor, Tick], Verdict]
+Judge = Callable[[Tensor, Tensor, Tick, Tensor | None], Verdict]
 
 
 def convene(ballots: tuple[Ballot, ...], studio: Studio, panel: int = 0) -> Judge:
-    """(views_VCSS, targets_V, tick) -> Verdict. The terms of one ballot share the forward passes of those seated.
-    Opinions on batches of `panel` views are compiled where the studio says so."""
+    """(views_VCSS, targets_V, tick, shares_BV or None) -> Verdict. The terms of one ballot share the forward passes of
+    those seated. Opinions on as many views as the `panel` are compiled where the studio says so."""
     size = panel if studio.compiled else 0
     convened = [
         (
@@ -118,12 +131,12 @@ def convene(ballots: tuple[Ballot, ...], studio: Studio, panel: int = 0) -> Judg
         for ballot in ballots
     ]
 
-    def judge(views_VCSS: Tensor, targets_V: Tensor, tick: Tick) -> Verdict:
+    def judge(views_VCSS: Tensor, targets_V: Tensor, tick: Tick, shares_BV: Tensor | None = None) -> Verdict:
         loss, hardness_V, seats = views_VCSS.new_zeros(()), views_VCSS.new_zeros(len(views_VCSS)), 0
         slope_VCSS, views_VCSS = torch.zeros_like(views_VCSS), views_VCSS.detach()
         for seating, panellist in convened:
             for observer, weight in seating(tick.step):
-                for opinion in panellist.opinions(observer, views_VCSS, targets_V):
+                for opinion in panellist.opinions(observer, views_VCSS, targets_V, shares_BV):
                     loss = loss + weight * opinion.loss
                     slope_VCSS.add_(opinion.slope_VCSS, alpha=weight)
                     if opinion.hardness_V is not None:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from dd_tasks import winograd
 from dd_tasks.errors import InputError, unknown
 
 SMALL_SIDE = 64  # up to this side the stems made for 224 px lose the image; they are replaced
@@ -227,6 +228,8 @@ def lean(net: nn.Module) -> nn.Module:
             twin.set_submodule(path, Scaled(module))
         elif isinstance(module, nn.MaxPool2d) and _halves(module):
             twin.set_submodule(path, Halved())
+        elif isinstance(module, nn.Conv2d) and winograd.is_wide(module, winograd.FROZEN):
+            twin.set_submodule(path, winograd.Frozen(module))
     return twin
 
 

@@ -38,8 +38,8 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Panellist:
-    """The terms of one ballot, at work on one panel. Opinions of frozen observers on batches of `compiled` views are
-    compiled, from each one's second on: the first begins the averages."""
+    """The terms of one ballot, at work on one panel. Opinions of frozen observers on so many views as `compiled` says
+    are compiled."""
 
     terms: tuple[Term, ...]
     closures: tuple[Closure, ...]
@@ -53,18 +53,21 @@ class Panellist:
             "patches": any(term.needs_patches for term in self.terms),
         }
 
-    def opinions(self, judge: Observer, views_VCSS: Tensor, targets_V: Tensor) -> Iterator[Opinion]:
-        """Each reading's graph is gone before the next one."""
+    def opinions(
+        self, judge: Observer, views_VCSS: Tensor, targets_V: Tensor, shares_BV: Tensor | None = None
+    ) -> Iterator[Opinion]:
+        """Each reading's graph is gone before the next one. Where views are of several batches, `shares_BV` says which
+        (dd_tasks.terms)."""
+        batches = () if shares_BV is None else (shares_BV,)
         known = getattr(judge, "graphs", None)
         if known is not None and len(views_VCSS) == self.compiled:
-            states = [c.state(judge, targets_V) if isinstance(c, SmoothedLoss) else () for c in self.closures]
-            if not any(None in state for state in states):
-                yield self._compiled(judge, known, views_VCSS, targets_V, states)
-                return
+            states = [c.state(judge, targets_V, *batches) if isinstance(c, SmoothedLoss) else () for c in self.closures]
+            yield self._compiled(judge, known, (views_VCSS, targets_V, *batches), states)
+            return
         leaf_VCSS = views_VCSS.detach().requires_grad_()
         for rows, reading in judge.readings(leaf_VCSS, targets_V, **self.needs):
             theirs_V = targets_V if isinstance(rows, slice) else targets_V[rows]  # a slice is of all
-            loss = torch.stack([closure(judge, reading, theirs_V) for closure in self.closures]).sum()
+            loss = torch.stack([closure(judge, reading, theirs_V, *batches) for closure in self.closures]).sum()
             (slope_VCSS,) = torch.autograd.grad(loss, leaf_VCSS)
             yield Opinion(rows, loss.detach(), slope_VCSS, self._hardness(reading, theirs_V))
 
@@ -74,20 +77,21 @@ class Panellist:
         return F.cross_entropy(reading.logits_NK.detach(), targets_V, reduction="none")
 
     def _compiled(
-        self, judge: Any, graphs: dict[Any, Any], views_VCSS: Tensor, targets_V: Tensor, states: Sequence[Any]
+        self, judge: Any, graphs: dict[Any, Any], inputs: tuple[Tensor, ...], states: Sequence[Any]
     ) -> Opinion:
-        key = (self.terms, self.tells_hardness, views_VCSS.shape, views_VCSS.device)
+        """Of inputs views_VCSS, targets_V and, where views are of several batches, shares_BV."""
+        key = (self.terms, self.tells_hardness, *(tensor.shape for tensor in inputs), inputs[0].device)
         flat = [tensor for state in states for tensor in state]
         if key not in graphs:
-            graphs[key] = compiled(self._graph(judge, states), views_VCSS, targets_V, *flat)
-        loss, slope_VCSS, hardness_V, *kept = graphs[key](views_VCSS, targets_V, *flat)
+            graphs[key] = compiled(self._graph(judge, states, len(inputs) > 2), *inputs, *flat)
+        loss, slope_VCSS, hardness_V, *kept = graphs[key](*inputs, *flat)
         after = iter(kept)
         for closure in self.closures:
             if isinstance(closure, SmoothedLoss):
                 closure.keep(judge, next(after))
         return Opinion(slice(None), loss, slope_VCSS, hardness_V)
 
-    def _graph(self, judge: Any, states: Sequence[Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def _graph(self, judge: Any, states: Sequence[Any], several: bool) -> Callable[..., tuple[Tensor | None, ...]]:
         twin = replace(judge, net=lean(judge.net))
         sizes = [len(state) for state in states]
 
@@ -95,13 +99,14 @@ class Panellist:
             leaf_VCSS = views_VCSS.detach().requires_grad_()
             reading = twin.read(leaf_VCSS, **self.needs)
             losses, kept, rest = [], [], list(flat)
+            batches = (rest.pop(0),) if several else ()
             for closure, size in zip(self.closures, sizes, strict=True):
                 if isinstance(closure, SmoothedLoss):
-                    loss, after = closure.of(judge, reading, *rest[:size])
+                    loss, after = closure.of(judge, reading, *(batches or (None,)), *rest[:size])
                     kept.append(after)
                     rest = rest[size:]
                 else:
-                    loss = closure(judge, reading, targets_V)
+                    loss = closure(judge, reading, targets_V, *batches)
                 losses.append(loss)
             whole = torch.stack(losses).sum()
             (slope_VCSS,) = torch.autograd.grad(whole, leaf_VCSS)
@@ -115,4 +120,6 @@ def compiled(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     torch._dynamo.config.suppress_errors = True
-    return torch.compile(make_fx(graph)(*inputs), dynamic=False)
+    with torch._dynamo.config.patch(error_on_nested_fx_trace=False):  # what winograd compiles is not traced into
+        traced = make_fx(graph)(*inputs)
+    return torch.compile(traced, dynamic=False)

@@ -40,6 +40,13 @@ class Recipe:
         """Whether a term matches statistics of the real data, by channel or by patch."""
         return any(getattr(term, "matches_data", True) for ballot in self.ballots for term in ballot.terms)
 
+    def check_batch(self) -> None:
+        """InputError where the schedule asks for several batches a panel, and a term knows only whole panels."""
+        batch, named = self.schedule.batch, [term for ballot in self.ballots for term in ballot.terms]
+        for term in named if batch else ():
+            if not getattr(term, "by_batch", False):
+                raise InputError(f"schedule.batch={batch}: {type(term).__name__} is of whole panels (choices: 0)")
+
 
 PARTS: Mapping[Any, tuple[type, ...]] = {  # what fits where a field is annotated so
     initialise.Initialiser: (

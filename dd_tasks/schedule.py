@@ -211,12 +211,14 @@ class Phase:
 @dataclass(frozen=True)
 class Schedule:
     """Phases in order; the rate falls along a cosine over all of them, or stays where `constant`. `memory` crops are
-    kept an image (M)."""
+    kept an image (M). The losses are of `batch` neighbouring images each, side by side in one pass; 0: of the whole
+    panel."""
 
     phases: tuple[Phase, ...] = ()
     optimiser: Adam | Sgd = Adam()
     memory: Positive = 1
     constant: bool = False
+    batch: Count = field(default=0, metadata=LATER)
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dd_tasks.networks import Scaled
 from dd_tasks.types import Moments
+from dd_tasks.winograd import Frozen
 
 GRID = 16  # patches a side, at most
 
@@ -33,12 +34,14 @@ class LayerStatistics:
 
 def watched(net: nn.Module) -> tuple[nn.Module, ...]:
     """The layers whose inputs are matched, in the order of the module tree: BatchNorm and convolutions."""
-    return tuple(m for m in net.modules() if isinstance(m, nn.BatchNorm2d | Scaled | nn.Conv2d))
+    inner = {m.like for m in net.modules() if isinstance(m, Frozen)}
+    kinds = nn.BatchNorm2d | Scaled | nn.Conv2d | Frozen
+    return tuple(m for m in net.modules() if isinstance(m, kinds) and m not in inner)
 
 
 def convolutions(net: nn.Module) -> tuple[nn.Module, ...]:
     """The layers whose inputs are matched by patches as well, in the order of the module tree."""
-    return tuple(m for m in watched(net) if isinstance(m, nn.Conv2d))
+    return tuple(m for m in watched(net) if isinstance(m, nn.Conv2d | Frozen))
 
 
 class _Moments(torch.autograd.Function):

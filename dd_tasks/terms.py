@@ -1,7 +1,10 @@
 """What a ballot asks of the views: each term is a scalar loss of one observer's reading.
 
-Shape letters: N views, K classes, C channels of a layer. A term that needs state during a panel (an average over steps)
-holds it in the closure that `convene` returns; nothing outlives the panel.
+Shape letters: N views, B batches of them, K classes, C channels of a layer. A term that needs state during a panel (an
+average over steps) holds it in the closure that `convene` returns; nothing outlives the panel.
+
+Where a panel is of several batches, `shares_BN` says what part each view has in the mean of each: 1 / its number of
+views, or 0. Each batch has a loss as if it were alone, and the sum of them is what a closure returns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,13 +20,14 @@ from dd_tasks.ranges import Amount, Decay
 from dd_tasks.statistics import LayerStatistics
 from dd_tasks.types import Moments, Observer, Reading, Studio
 
-Closure = Callable[[Observer, Reading, Tensor], Tensor]  # (judge, its reading, targets_N) -> scalar
+Closure = Callable[..., Tensor]  # (judge: Observer, its reading: Reading, targets_N, shares_BN=None) -> scalar
 
 
 class Term(Protocol):
     needs_moments: bool  # by channel
     needs_patches: bool
     # matches_data: bool  # whether it looks at the observers' statistics of the real data; taken to, without it
+    # by_batch: bool  # whether its closure takes shares_BN; taken not to, without it
 
     def convene(self, studio: Studio) -> Closure: ...
 
@@ -34,16 +38,19 @@ class CrossEntropy:
 
     weight: Amount = 1.0
     needs_moments = needs_patches = matches_data = False
+    by_batch = True
 
     def convene(self, studio: Studio) -> Closure:
-        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor, shares_BN: Tensor | None = None) -> Tensor:
             known = reading.logits_NK.shape[1]
             if known != studio.classes:
                 raise InputError(
                     f"CrossEntropy of {judge.name}: it knows {known} classes, the images are of {studio.classes}; "
                     "use ContrastivePull"
                 )
-            return self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+            if shares_BN is None:
+                return self.weight * F.cross_entropy(reading.logits_NK, targets_N)
+            return self.weight * (shares_BN @ F.cross_entropy(reading.logits_NK, targets_N, reduction="none")).sum()
 
         return loss
 
@@ -59,12 +66,14 @@ class BatchNormMatching:
     needs_moments = True
     needs_patches = False
     matches_data = False  # running statistics are the network's own
+    by_batch = True
 
     def convene(self, studio: Studio) -> Closure:
-        def loss(judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
+        def loss(judge: Observer, reading: Reading, targets_N: Tensor, shares_BN: Tensor | None = None) -> Tensor:
             def gap(layer: LayerStatistics, moments: Moments) -> Tensor:
-                mean_C, _, variance_C = batch_statistics(moments).float().unbind(0)
-                return (mean_C - layer.mean_C).norm() + (variance_C - layer.variance_C).norm()
+                mean_C, _, variance_C = batch_statistics(moments, shares_BN).float().unbind(0)
+                apart = (mean_C - layer.mean_C).norm(dim=-1) + (variance_C - layer.variance_C).norm(dim=-1)
+                return apart if shares_BN is None else (apart * shares_BN.sum(1)).sum()  # without those that are empty
 
             layers = zip(judge.statistics, reading.moments, strict=True)
             return self.weight * _over_layers((gap(*pair) for pair in layers if pair[0].batch_norm), self.first_layer)
@@ -176,7 +185,8 @@ class Goals:
         )
 
     def gaps(self, own_3C: Tensor, classes_2C: Tensor) -> Tensor:
-        """gap_L of each layer between a batch's statistics and these, half of it to those of the batch's classes."""
+        """gap_L of each layer between a batch's statistics and these, half of it to those of the batch's classes; of
+        own_3BC and classes_2BC gap_BL."""
         mean_C, within_C, whole_C = own_3C.float().unbind(0)
         # BatchNorm's running variance is taken over samples and positions together; the others are within a sample.
         varied_C = torch.where(self.whole_C, whole_C, within_C)
@@ -203,33 +213,39 @@ class SmoothedLoss:
         self.goals: dict[int, Goals] = {}
         self.classes: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, judge: Observer, reading: Reading, targets_N: Tensor) -> Tensor:
-        loss, kept = self.of(judge, reading, *self.state(judge, targets_N))
+    def __call__(self, judge: Observer, reading: Reading, targets_N: Tensor, shares_BN: Tensor | None = None) -> Tensor:
+        loss, kept = self.of(judge, reading, shares_BN, *self.state(judge, targets_N, shares_BN))
         self.keep(judge, kept)
         return loss
 
-    def state(self, judge: Observer, targets_N: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The average_3C so far, None before the first step, and classes_2C: mean and variance, over the batch, of what
-        its classes look like."""
+    def state(self, judge: Observer, targets_N: Tensor, shares_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The average_3C so far, NaN before the first step, and classes_2C: mean and variance, over the batch, of what
+        its classes look like; of several batches average_3BC and classes_2BC."""
         known_N, classes_2C = self.classes.get(id(judge), (None, None))
         if known_N is not targets_N or classes_2C is None:
             layers = self.layers(judge)
-            by_class = [[x[targets_N].mean(0) for x in (layer.mean_KC, layer.variance_KC)] for layer in layers]
-            classes_2C = torch.stack([torch.cat(of_layers) for of_layers in zip(*by_class, strict=True)])
+            by_class = [
+                [_mean(x[targets_N], shares_BN) for x in (layer.mean_KC, layer.variance_KC)] for layer in layers
+            ]
+            classes_2C = torch.stack([torch.cat(of_layers, -1) for of_layers in zip(*by_class, strict=True)])
             self.classes[id(judge)] = targets_N, classes_2C
-        return self.averages.get(id(judge)), classes_2C
+        if id(judge) not in self.averages:
+            self.goals[id(judge)] = Goals.of(self.layers(judge))
+            self.averages[id(judge)] = classes_2C.new_full((3, *classes_2C.shape[1:]), torch.nan)
+        return self.averages[id(judge)], classes_2C
 
     def of(
-        self, judge: Observer, reading: Reading, average_3C: Tensor | None, classes_2C: Tensor
+        self, judge: Observer, reading: Reading, shares_BN: Tensor | None, average_3C: Tensor, classes_2C: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss and the new average_3C."""
-        if id(judge) not in self.goals:
-            self.goals[id(judge)] = Goals.of(self.layers(judge))
-        current_3C = batch_statistics(_joined(self.moments(judge, reading)))
-        before_3C = current_3C.detach() if average_3C is None else average_3C
+        """The loss and the new average_3C, or 3BC."""
+        current_3C = batch_statistics(_joined(self.moments(judge, reading)), shares_BN)
+        before_3C = torch.where(average_3C.isnan(), current_3C.detach(), average_3C)
         after_3C = self.term.momentum * before_3C + (1 - self.term.momentum) * current_3C.detach()
         gap_L = self.goals[id(judge)].gaps(current_3C + (after_3C - current_3C).detach(), classes_2C)
-        return self.term.weight * (gap_L.sum() + (self.term.first_layer - 1) * gap_L[0]), after_3C
+        if shares_BN is not None:  # a batch whose images have all left waits
+            some_B1 = shares_BN.sum(1, keepdim=True)
+            after_3C, gap_L = torch.where(some_B1 > 0, after_3C, before_3C), gap_L * some_B1
+        return self.term.weight * (gap_L.sum() + (self.term.first_layer - 1) * gap_L[..., 0].sum()), after_3C
 
     def keep(self, judge: Observer, average_3C: Tensor) -> None:
         self.averages[id(judge)] = average_3C
@@ -253,6 +269,7 @@ class Smoothed:
     weight: Amount = 0.1
     momentum: Decay = 0.8
     first_layer: Amount = 10.0
+    by_batch = True
 
 
 @dataclass(frozen=True)
@@ -294,8 +311,18 @@ class PatchStatistics(Smoothed):
         return SmoothedLoss(self, layers, lambda judge, reading: reading.patches)
 
 
-def batch_statistics(moments: Moments) -> Tensor:
-    """statistics_3C of a batch: mean, mean over samples of a sample's variance, and variance over the whole batch."""
-    variance_C = moments.variance_NC.mean(0)
-    between_C = moments.mean_NC.var(0, correction=0)
-    return torch.stack([moments.mean_NC.mean(0), variance_C, variance_C + between_C])
+def batch_statistics(moments: Moments, shares_BN: Tensor | None = None) -> Tensor:
+    """statistics_3C of a batch: mean, mean over samples of a sample's variance, and variance over the whole batch; of
+    several batches statistics_3BC."""
+    mean_C, variance_C = (_mean(x, shares_BN) for x in (moments.mean_NC, moments.variance_NC))
+    if shares_BN is None:
+        between_C = moments.mean_NC.var(0, correction=0)
+    else:  # about the mean over all, so that little cancels
+        apart_NC = moments.mean_NC - moments.mean_NC.detach().mean(0)
+        between_C = shares_BN @ apart_NC.square() - (shares_BN @ apart_NC).square()
+    return torch.stack([mean_C, variance_C, variance_C + between_C])
+
+
+def _mean(each_NC: Tensor, shares_BN: Tensor | None) -> Tensor:
+    """mean_C over all, or mean_BC of each batch."""
+    return each_NC.mean(0) if shares_BN is None else shares_BN @ each_NC

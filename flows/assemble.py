@@ -190,6 +190,7 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     method, compact = _coded(method, spec)
     for voters in recipe.voters_in(method):
         voters.at_once(len(observers))
+    method.check_batch()
     for name in (*spec.students, *(o.architecture for o in observers)):
         builder(name)
     return Run(spec, method, observers, compact, tuple(replace(student, architecture=name) for name in spec.students))

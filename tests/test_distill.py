@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks import augment
-from dd_tasks.distill import convene, distill
+from dd_tasks.distill import convene, distill, shares
+from dd_tasks.errors import InputError
 from dd_tasks.initialise import WholeImages
 from dd_tasks.label import Relabel
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import Adam, Chosen, Phase, RandomCrops, Revisit, Schedule
-from dd_tasks.terms import CrossEntropy, PatchStatistics, SmoothedStatistics
+from dd_tasks.terms import BatchNormMatching, CrossEntropy, FeatureMean, PatchStatistics, SmoothedStatistics
 from dd_tasks.types import CropMemory, Tick
 from dd_tasks.voters import Everyone, RoundRobin
 
@@ -265,3 +266,52 @@ def test_only_statistics_of_patches_ask_for_them():
     ballots = Ballot(RoundRobin(), (CrossEntropy(),)), Ballot(Everyone(), (CrossEntropy(), PatchStatistics()))
     convene(ballots, tiny.studio(*watched))(tiny.pixels(5), tiny.labels(5), Tick(0, Whole(), 0.1))
     assert [o.asked_patches for o in watched] == [[False, True], [True]] and not any(any(o.moments) for o in watched)
+
+
+ALL_BY_BATCH = (CrossEntropy(), SmoothedStatistics(), BatchNormMatching(), PatchStatistics(0.2))
+
+
+def test_batches_of_a_panel_are_judged_as_if_each_were_alone():
+    observer, images, targets_N = tiny.observer(), [tiny.pixels(5, seed) for seed in range(2)], tiny.labels(5)
+    ballots, shares_BV = (Ballot(RoundRobin(), ALL_BY_BATCH),), shares(torch.arange(5), 3, 5)
+    together = convene(ballots, tiny.studio(observer))
+    alone = [(part, convene(ballots, tiny.studio(observer))) for part in (slice(0, 3), slice(3, 5))]
+    for step, pixels_NCHW in enumerate(images):
+        tick = Tick(step, Whole(), 0.1)
+        found = together(pixels_NCHW, targets_N, tick, shares_BV)
+        parts = [judge(pixels_NCHW[part], targets_N[part], tick) for part, judge in alone]
+        torch.testing.assert_close(found.loss, sum(one.loss for one in parts))
+        for name in ("slope_VCSS", "hardness_V"):
+            expected = torch.cat([getattr(one, name) for one in parts])
+            torch.testing.assert_close(getattr(found, name), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_has_left_has_no_loss_and_finds_its_averages_when_it_returns():
+    observer, every_N = tiny.observer(), torch.arange(6)
+    ballots, targets_N = (Ballot(RoundRobin(), ALL_BY_BATCH),), tiny.labels(6)
+    together, alone = (convene(ballots, tiny.studio(observer)) for _ in range(2))
+    for step, gone in enumerate((False, True, False)):
+        here_V, pixels_NCHW, tick = every_N[3:] if gone else every_N, tiny.pixels(6, step), Tick(step, Whole(), 0.1)
+        found = together(pixels_NCHW[here_V], targets_N[here_V], tick, shares(here_V, 3, 6))
+        if not gone:
+            own = alone(pixels_NCHW[:3], targets_N[:3], tick)
+            torch.testing.assert_close(found.slope_VCSS[:3], own.slope_VCSS, rtol=1e-4, atol=1e-6)
+    assert found.loss.isfinite()
+
+
+def test_a_panel_of_two_batches_has_the_mean_of_their_losses_and_its_own_pixels():
+    short = recipe(Phase(2, RandomCrops()), ballots=(Ballot(RoundRobin(), ALL_BY_BATCH),))
+    split = replace(short, schedule=replace(short.schedule, batch=3))
+    whole, parted, same = (
+        distill(one, tiny.canvas(), tiny.studio(tiny.observer()))
+        for one in (short, split, replace(split, schedule=replace(split.schedule, batch=6)))
+    )
+    assert torch.equal(whole.pixels_NCSS, same.pixels_NCSS) and not torch.equal(whole.pixels_NCSS, parted.pixels_NCSS)
+    assert parted.loss_T.isfinite().all() and (parted.loss_T / whole.loss_T).max() < 2
+
+
+def test_a_term_that_knows_whole_panels_alone_refuses_batches():
+    short = recipe(Phase(2, RandomCrops()), ballots=(Ballot(RoundRobin(), (CrossEntropy(), FeatureMean())),))
+    split = replace(short, schedule=replace(short.schedule, batch=3))
+    with pytest.raises(InputError, match=r"schedule\.batch=3: FeatureMean is of whole panels"):
+        distill(split, tiny.canvas(), tiny.studio(tiny.observer()))

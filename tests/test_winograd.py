@@ -78,6 +78,20 @@ def test_other_convolutions_stay(conv):
     assert isinstance(quick[0], nn.Conv2d)
 
 
+@pytest.mark.parametrize(("images", "side", "quick"), [(10, 8, True), (9, 8, False), (40, 10, False)])
+def test_frozen_weights_convolve_the_same_and_pass_the_gradient_on(monkeypatch, images, side, quick):
+    asked: list[int] = []
+    by_tiles = winograd._by_tiles
+    monkeypatch.setattr(winograd, "_by_tiles", lambda *args: (asked.append(1), by_tiles(*args))[1])
+    conv = nn.Conv2d(5, 6, 3, padding=1).requires_grad_(False)
+    pixels = torch.randn(images, 5, side, side, generator=tiny.generator(), requires_grad=True)
+    found, expected = winograd.Frozen(conv)(pixels), conv(pixels)
+    close(found, expected)
+    slopes = [torch.autograd.grad(made.square().sum(), pixels)[0] for made in (found, expected)]
+    close(*slopes)
+    assert len(asked) == (2 if quick else 0)
+
+
 def test_images_of_other_sides_are_convolved_as_ever():
     conv = nn.Conv2d(2, 3, 3, padding=1)
     images = torch.randn(2, 2, 6, 8)
