@@ -8,6 +8,7 @@ import torch
 from test_distill import recipe
 from torch import nn
 
+from dd_tasks import winograd
 from dd_tasks.committee import Observer
 from dd_tasks.distill import distill, shares
 from dd_tasks.networks import Halved, Scaled, Shape, build, lean
@@ -17,7 +18,6 @@ from dd_tasks.schedule import Phase, RandomCrops
 from dd_tasks.statistics import watched
 from dd_tasks.terms import BatchNormMatching, CrossEntropy, PatchStatistics, SmoothedStatistics
 from dd_tasks.voters import RoundRobin
-from dd_tasks.winograd import Frozen
 
 TERMS = (CrossEntropy(), SmoothedStatistics(), BatchNormMatching(), PatchStatistics(0.2))
 
@@ -59,20 +59,21 @@ def test_panels_of_one_size_share_a_graph():
 
 
 def test_opinions_of_two_batches_are_also_compiled():
-    observer, studio, shares_BV = pooling(), tiny.studio(), shares(torch.arange(4), 2, 4)
+    observer, studio, shares_BV, terms = tiny.observer(), tiny.studio(), shares(torch.arange(4), 2, 4), TERMS[:2]
     found = []
     for size in (0, 4):
-        panellist = Panellist(TERMS, tuple(term.convene(studio) for term in TERMS), True, size)
+        panellist = Panellist(terms, tuple(term.convene(studio) for term in terms), True, size)
         made = [next(panellist.opinions(observer, tiny.pixels(4, i), tiny.labels(4), shares_BV)) for i in range(2)]
         found.append(made[-1])
     assert len(observer.graphs) == 1
-    for one, other in zip((found[0].loss, found[0].slope_VCSS), (found[1].loss, found[1].slope_VCSS), strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+    for name in ("loss", "slope_VCSS", "hardness_V"):
+        torch.testing.assert_close(*(getattr(one, name) for one in found), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [16, 15])
 @pytest.mark.parametrize("architecture", ["thin_vgg_w4", "thin_vgg_w32"])
-def test_a_lean_network_computes_the_same(architecture, side):
+def test_a_lean_network_computes_the_same(monkeypatch, architecture, side):
+    monkeypatch.setattr(winograd, "_compiled", lambda function: function)
     net = build(architecture, Shape(3, side)).eval()
     with torch.no_grad():
         for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -82,8 +83,8 @@ def test_a_lean_network_computes_the_same(architecture, side):
         torch.testing.assert_close(twin(pixels_NCSS), net(pixels_NCSS), rtol=1e-4, atol=1e-4)
     kinds = [type(m) for m in twin.modules()]
     assert Scaled in kinds and Halved in kinds and nn.BatchNorm2d not in kinds
-    assert (Frozen in kinds) == (architecture == "thin_vgg_w32")
-    assert [type(m) for m in watched(twin)].count(Frozen) == kinds.count(Frozen)
+    assert (winograd.Frozen in kinds) == (architecture == "thin_vgg_w32")
+    assert [type(m) for m in watched(twin)].count(winograd.Frozen) == kinds.count(winograd.Frozen)
     assert len(watched(twin)) == len(watched(net))
     assert nn.BatchNorm2d in [type(m) for m in net.modules()]
 
