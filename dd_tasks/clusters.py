@@ -1,15 +1,26 @@
 """Which rows stand for many: k-means, as DREAM chooses real images (methods section 7)."""
 
+import warnings
+
 import numpy as np
+
+from dd_tasks.errors import NumericalError
 
 
 def nearest_to_centres(
     embedding_NE: np.ndarray, clusters: int, seed: int, *, tries: int = 5, iterations: int = 300
 ) -> list[int]:
-    """k-means; the row nearest each centre, no row twice, largest cluster first."""
+    """k-means; the row nearest each centre, no row twice, largest cluster first. NumericalError for rows that are not
+    finite."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    fitted = KMeans(clusters, n_init=tries, max_iter=iterations, random_state=seed).fit(embedding_NE)
+    if not np.isfinite(embedding_NE).all():
+        wrong = int((~np.isfinite(embedding_NE)).any(1).sum())
+        raise NumericalError(f"k-means: embeddings of {wrong} of {len(embedding_NE)} images are not finite")
+    with warnings.catch_warnings():  # alike images, fewer of them than centres, are chosen as well
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = KMeans(clusters, n_init=tries, max_iter=iterations, random_state=seed).fit(embedding_NE)
     distance_NK = fitted.transform(embedding_NE)
     taken: dict[int, None] = {}
     for cluster in np.argsort(-np.bincount(fitted.labels_, minlength=clusters), kind="stable"):

@@ -143,7 +143,8 @@ class ContrastivePull:
             real_ME, own_NE = (_directions(r) for r in (reading.real, reading))
             distance_MN = 1 - real_ME @ own_NE.T
             same_MN = reading.real_targets_M[:, None] == targets_N
-            return self.weight * (distance_MN * same_MN).sum() / distance_MN.sum()
+            whole = distance_MN.sum()
+            return self.weight * (distance_MN * same_MN).sum() / torch.where(whole > 0, whole, 1)  # 0 where all agree
 
         return loss
 
