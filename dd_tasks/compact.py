@@ -228,7 +228,10 @@ def choose(views: Views, soft_NK: Tensor, side: int, budget: int) -> Coding:
     while (needed := size(views, soft_NK, chosen, side)) > budget and chosen.epochs > 1:
         chosen = replace(chosen, epochs=chosen.epochs - max(1, chosen.epochs // 100))
     if needed > budget:
-        raise InputError(f"{budget / n:.0f} label bytes per image: one epoch of labels takes {-(-needed // n)}")
+        raise InputError(
+            f"{budget / n:.0f} label bytes per image: one epoch of labels takes {-(-needed // n)}; "
+            "allow more (--label-bytes N), or take exact ones (--codec exact)"
+        )
     return chosen
 
 

@@ -19,7 +19,12 @@ from dd_tasks.errors import ShortOfMemory
 from dd_tasks.types import Moments, Observer, Reading, Studio
 
 R = TypeVar("R")
-REFUSED = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")  # by a processor
+REFUSED = (  # what a processor's libraries say, which have no exception of their own for it
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 
 log = logging.getLogger(__name__)
 

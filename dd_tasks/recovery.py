@@ -47,7 +47,8 @@ def _diagnosis(found: Unsound, recipe: Recipe, canvas: Canvas, studio: Studio) -
     try:
         distill(replace(recipe, ballots=ballots), canvas, replace(studio, track=now.following, compiled=False))
     except Wrong as wrong:
-        return _placed(recipe, now.step, str(wrong))
+        if now.step <= found.step:
+            return _placed(recipe, now.step, str(wrong))
     except Unsound as again:
         found = again
     judges = " and ".join(dict.fromkeys(now.judges.get(found.step, ())))

@@ -185,7 +185,7 @@ class Goals:
             mean_C - self.mean_C, varied_C - self.variance_C, mean_C - classes_2C[0], within_C - classes_2C[1]
         ])  # fmt: skip
         squares_4L = apart_4C.square() @ self.part_CL
-        some_4L = squares_4L > 0  # the root's slope at 0 is taken to be 0, as a norm's is
+        some_4L = squares_4L != 0  # the root's slope at 0 is taken to be 0, as a norm's is
         return 0.5 * torch.where(some_4L, torch.where(some_4L, squares_4L, 1.0).sqrt(), 0.0).sum(0)
 
 
