@@ -47,6 +47,12 @@ def divisible(std: tuple[float, float, float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def expect_colours(std: tuple[float, float, float]) -> None:
+    """NumericalError for images that do not vary in any channel."""
+    if not any(std):
+        raise NumericalError("every pixel of the images is of one colour: there is nothing to learn from them")
+
+
 def says(found: Tensor) -> str:
     """What is wrong with numbers that are not all finite."""
     return "not a number" if found.isnan().any() else "infinite"

@@ -1,4 +1,4 @@
-"""A panel's recovery and what may go wrong with it: memory that runs out, and losses that are no numbers."""
+"""Recovery and labels, and what may go wrong with them: memory that runs out, and losses that are no numbers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from dd_tasks.committee import SMALLER
 from dd_tasks.distill import Recovered, distill
 from dd_tasks.errors import NumericalError
+from dd_tasks.label import Labeller, Relabel
 from dd_tasks.numerics import Unsound, says
 from dd_tasks.pieces import in_pieces, sparing
 from dd_tasks.recipe import Recipe
 from dd_tasks.terms import Closure, Term
-from dd_tasks.types import Canvas, Observer, Reading, Studio, Tick
+from dd_tasks.types import Canvas, Observer, Reading, Studio, Tick, Views
 
 REMEDY = "recover fewer slots together (--panel N), or look at smaller images (--side N)"
 
@@ -36,6 +38,17 @@ def recover(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
     except Unsound as found:
         studio.rng.set_state(began)
         raise NumericalError(f"{what}: {_diagnosis(found, recipe, canvas, studio)}") from None
+
+
+def relabel(labeller: Labeller, canvas: Canvas, studio: Studio, what: str = "relabel") -> Views:
+    """The labeller's views. Where memory runs out it begins anew, and its observers look at fewer at once."""
+    began = studio.rng.get_state()
+
+    def made(size: int | None) -> Views:
+        studio.rng.set_state(began)
+        return labeller.label(canvas, in_pieces(studio, size))
+
+    return sparing(made, Relabel().batch, what, SMALLER)
 
 
 def _diagnosis(found: Unsound, recipe: Recipe, canvas: Canvas, studio: Studio) -> str:

@@ -10,20 +10,18 @@ from typing import Any, Literal
 
 import torch
 
-from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, students
+from dd_tasks import artifact, codec, committee, jpegs, nearness, recovery, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
-from dd_tasks.errors import InputError, NumericalError
+from dd_tasks.errors import InputError
 from dd_tasks.initialise import AT_ONCE, Demanding, Initialiser, cut, first_canvas
-from dd_tasks.label import Labeller, OneHot, Relabel
+from dd_tasks.label import Labeller, OneHot
 from dd_tasks.networks import Shape
-from dd_tasks.numerics import expect_finite
+from dd_tasks.numerics import expect_colours, expect_finite
 from dd_tasks.pieces import in_pieces, sparing
 from dd_tasks.recipe import Recipe, identity
-from dd_tasks.recovery import recover
 from dd_tasks.shards import Quarantine
 from dd_tasks.statistics import to_tensors
 from dd_tasks.store import Ref
-from dd_tasks.types import Views
 from flows import console, walk
 from flows.settings import Settings
 from flows.stages import stage
@@ -46,7 +44,6 @@ from flows.workspace import Data, Panel, Pool, Seat, device_of, feed_of, network
 from schemas.spec import Normalise
 
 log = logging.getLogger(__name__)
-LABELLED = Relabel().batch  # views at once, unless a labeller asks for others
 
 
 @stage("index shards", spent="decode")
@@ -66,8 +63,7 @@ def index_shards(
     fewest = min(zip(source.index.samples_per_class, source.index.classes, strict=True))
     if ipc > fewest[0]:
         raise InputError(f"ipc {ipc} is above the {fewest[0]} images of class {fewest[1]!r}")
-    if not any(source.index.std):
-        raise NumericalError("every pixel of the images is of one colour: there is nothing to learn from them")
+    expect_colours(source.index.std)
     if side is None:
         if source.index.height is None or source.index.width is None:
             raise InputError(
@@ -231,7 +227,7 @@ def recover_panel(
     def make() -> Made:
         canvas = get_canvas(first, settings, slice(panel.start, panel.stop))
         studio = replace(studio_of(seats, data, panel.seed, settings, real, pools), compiled=panel.compiled)
-        made = recover(recipe, canvas, studio, what)
+        made = recovery.recover(recipe, canvas, studio, what)
         facts, groups = put_canvas(cut(made.canvas), settings)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}
         curves = {k: v.contiguous() for k, v in curves.items()}
@@ -285,12 +281,8 @@ def relabel(
     ref = Ref("views", identity("relabel", 2, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
 
     def make() -> Made:
-        images = get_canvas(canvas, settings)
-
-        def labelled(size: int | None) -> Views:
-            return labeller.label(images, in_pieces(studio_of(seats, data, seed, settings), size))
-
-        return {}, {"views": put_views(sparing(labelled, LABELLED, f"labels of {what} images", committee.SMALLER))}
+        images, studio = get_canvas(canvas, settings), studio_of(seats, data, seed, settings)
+        return {}, {"views": put_views(recovery.relabel(labeller, images, studio, f"labels of {what} images"))}
 
     made_of: tuple[Ref | str, ...] = (canvas, *voting(seats), "labeller", "seed")
     return kept(ref, f"labels of {what} images", settings, make, made_of)

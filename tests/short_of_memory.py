@@ -9,21 +9,17 @@ import json
 import logging
 import resource
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import tiny
 import torch
 
-from dd_tasks.committee import SMALLER
 from dd_tasks.initialise import WholeImages
 from dd_tasks.label import Relabel
-from dd_tasks.pieces import in_pieces, sparing
 from dd_tasks.recipe import Ballot, Recipe
-from dd_tasks.recovery import recover
+from dd_tasks.recovery import recover, relabel
 from dd_tasks.schedule import Phase, RandomCrops, Revisit, Schedule
 from dd_tasks.terms import CrossEntropy, SmoothedStatistics
-from dd_tasks.types import Views
 from dd_tasks.voters import Everyone
 
 SIDE, IMAGES = 32, 96
@@ -45,11 +41,7 @@ def panel() -> tuple[torch.Tensor, torch.Tensor]:
     observers = [tiny.observer(seed, f"convnet3_bn_w{width}", SIDE) for seed, width in enumerate((32, 24))]
     canvas, studio = tiny.canvas(IMAGES, side=SIDE), tiny.studio(*observers)
     made = recover(PANEL, canvas, studio, "panel 0")
-
-    def labelled(size: int | None) -> Views:
-        return PANEL.labeller.label(made.canvas, in_pieces(replace(studio, rng=tiny.generator(1)), size))
-
-    return made.canvas.images_NCHW, sparing(labelled, IMAGES, "labels", SMALLER).logits_VK
+    return made.canvas.images_NCHW, relabel(PANEL.labeller, made.canvas, studio, "labels").logits_VK
 
 
 def main(megabytes: int) -> None:

@@ -1,5 +1,5 @@
-"""`python tests/stages.py THREADS PANEL...`: every stage on digits with so many threads, the panels in this order; one
-line of JSON: stage -> sha256 of what it made.
+"""`python tests/stages.py THREADS PANEL...`: every stage on digits with so many threads, but training with one, and the
+panels in this order; one line of JSON: stage -> sha256 of what it made.
 
 A process of its own, so that what it is started with (threads, hash seed, locale, time zone) is its own as well.
 Observers come from seeds, not from training, so that what follows from them is told apart from how they are trained.
@@ -101,7 +101,8 @@ def made(order: list[int]) -> dict[str, str]:
 
 
 def trained(canvas: Canvas, labels: object, seats: tuple[Observer, ...]) -> dict[str, str]:
-    """What networks in training made."""
+    """What networks in training made, with one thread."""
+    torch.set_num_threads(1)
     feed = tiny.digits("train", 300)
     recipe = ObserverRecipe("convnet3_bn_w32", 1, 0.05, batch=64)
     made = committee.train(recipe, SHAPE, feed, feed, device=tiny.CPU)

@@ -27,7 +27,7 @@ from dd_tasks.learners import Learners
 from dd_tasks.networks import Shape
 from dd_tasks.pieces import in_pieces, sparing
 from dd_tasks.recipe import Ballot
-from dd_tasks.recovery import recover
+from dd_tasks.recovery import recover, relabel
 from dd_tasks.schedule import Phase, SharedCrop
 from dd_tasks.students import StudentRecipe
 from dd_tasks.terms import BatchNormMatching, CrossEntropy, SmoothedStatistics
@@ -45,7 +45,7 @@ def test_a_panel_and_labels_in_less_memory_than_they_want_are_the_same() -> None
     found = json.loads(done.stdout)
     assert found["pixels"] <= 1 and found["logits"] < 1e-2, found
     assert re.search(r"^panel 0: out of memory \(.*\); again, 48 at a time$", done.stderr, re.M)
-    assert re.search(r"^labels: out of memory \(.*\); again, 48 at a time$", done.stderr, re.M)
+    assert re.search(r"^labels: out of memory \(.*\); again, \d+ at a time$", done.stderr, re.M)
 
 
 def narrow(observer: Observer, most: int) -> Observer:
@@ -84,11 +84,10 @@ def test_a_panel_that_a_gpu_has_no_memory_for_is_recovered_in_pieces(
 def test_labels_and_embeddings_in_pieces_are_the_same(most: int) -> None:
     labeller, observer = Relabel(epochs=2), narrow(tiny.observer(), most)
 
-    def labelled(size: int | None) -> Tensor:
-        return labeller.label(tiny.canvas(10), in_pieces(tiny.studio(observer), size)).logits_VK
-
     whole_VK = labeller.label(tiny.canvas(10), tiny.studio(tiny.observer())).logits_VK
-    torch.testing.assert_close(sparing(labelled, 10, "labels", ""), whole_VK, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        relabel(labeller, tiny.canvas(10), tiny.studio(observer)).logits_VK, whole_VK, rtol=1e-2, atol=1e-3
+    )
     pixels_NCSS = tiny.pixels(7)
     (parted,) = in_pieces(tiny.studio(observer), most).observers
     torch.testing.assert_close(parted.embed(pixels_NCSS), tiny.observer().embed(pixels_NCSS))
@@ -135,7 +134,7 @@ def matching() -> object:
 def by_batch_statistics() -> object:
     studio = tiny.studio(narrow(tiny.observer(), 4))
     labeller = Relabel(epochs=1, batch_statistics=5)
-    return sparing(lambda size: labeller.label(tiny.canvas(10), in_pieces(studio, size)), 10, "labels", "")
+    return relabel(labeller, tiny.canvas(10), studio)
 
 
 @pytest.mark.parametrize(
