@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dd_tasks.errors import ShortOfMemory
+from dd_tasks.memory import give_back
 from dd_tasks.types import Moments, Observer, Reading, Studio
 
 R = TypeVar("R")
@@ -50,8 +51,7 @@ def sparing(make: Callable[[int | None], R], whole: int, what: str, remedy: str)
         size = (size or whole) // 2
         if not size:
             raise ShortOfMemory(f"{what}: out of memory ({said}); {remedy}")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         log.warning("%s: out of memory (%s); again, %d at a time", what, said, size)
 
 

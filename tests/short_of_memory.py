@@ -22,10 +22,10 @@ from dd_tasks.schedule import Phase, RandomCrops, Revisit, Schedule
 from dd_tasks.terms import CrossEntropy, SmoothedStatistics
 from dd_tasks.voters import Everyone
 
-SIDE, IMAGES = 32, 96
+SIDE, IMAGES = 32, 256
 PANEL = Recipe(
     WholeImages(), (Ballot(Everyone(), (CrossEntropy(), SmoothedStatistics())),),
-    Schedule((Phase(2, RandomCrops(threshold=0.0)), Phase(1, Revisit(threshold=0.0)))), Relabel(epochs=2, batch=192),
+    Schedule((Phase(2, RandomCrops(threshold=0.0)), Phase(1, Revisit(threshold=0.0)))), Relabel(epochs=2, batch=512),
 )  # fmt: skip
 
 
