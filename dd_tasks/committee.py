@@ -24,15 +24,20 @@ from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
 from dd_tasks.compiling import compiled
-from dd_tasks.errors import InputError, unknown
+from dd_tasks.errors import InputError, NumericalError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
+from dd_tasks.numerics import ASK_EVERY, Unsound, Watch, expect_finite, expect_weights
+from dd_tasks.pieces import sparing, whole_or_none
 from dd_tasks.ranges import Amount, Count, Positive, Several
 from dd_tasks.shards import Feed
 from dd_tasks.statistics import LayerStatistics, convolutions, listening, measure, patches_of, watched
 from dd_tasks.types import Reading, Track, untracked
 
 log = logging.getLogger(__name__)
+AT_ONCE = 500  # images that are scored or measured at once, where memory is enough for them
+LOWER_RATE = "; lower its rate (--set observers.peak_rate=X)"
+SMALLER = "look at smaller images (--side N)"
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def read_committee(path: Path) -> tuple[Imported, ...]:
 
 def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
     """An imported observer's weights as our networks name them. InputError where the file is missing, is not
-    safetensors, or has another sha256.
+    safetensors, or has another sha256; NumericalError for weights that no network computes by.
 
     Weights without a normalisation of their own are taken to expect ImageNet's channel mean and std.
     """
@@ -154,6 +159,7 @@ def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
         weights = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise InputError(f"weights {member.weights} are not safetensors: {error}") from None
+    expect_weights(weights, f"weights {member.weights}")
     if "0.mean" in weights:
         return weights
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in IMAGENET)
@@ -247,13 +253,25 @@ def train(
 ) -> Trained:
     """Train one observer on `feed` (uint8 images, labels); score it on `held_out`.
 
-    InputError for an unknown architecture or a set smaller than one batch.
+    InputError for an unknown architecture or a set smaller than one batch; NumericalError where its loss or its weights
+    do not stay finite; ShortOfMemory.
     """
     if feed.samples < recipe.batch:
         raise InputError(f"observer {recipe.name}: {feed.samples} images are fewer than a batch of {recipe.batch}")
     if recipe.reach >= shape.side:
         raise InputError(f"observer {recipe.name}: a shift of {recipe.reach} is beyond a side of {shape.side}")
     start = time.perf_counter()
+    what, remedy = f"observer {recipe.name}", "train it in smaller batches (--set observers.batch=N)"
+    net, checkpoints = whole_or_none(what, remedy, lambda: _trained(recipe, shape, feed, device, track))
+    score = accuracy(net, held_out, device)
+    log.info("observer %s: %.1f%% on %d held-out images", recipe.name, 100 * score, held_out.samples)
+    return Trained(checkpoints[recipe.epochs], checkpoints, score, recipe.epochs, time.perf_counter() - start)
+
+
+def _trained(
+    recipe: ObserverRecipe, shape: Shape, feed: Feed, device: torch.device, track: Track
+) -> tuple[nn.Module, dict[int, dict[str, Tensor]]]:
+    """The network, and its checkpoints by epoch."""
     net = seeded(lambda: build(recipe.architecture, shape), recipe.seed)
     net = net.to(device).to(memory_format=torch.channels_last)
     fast = compiled(net, recipe.epochs * feed.samples, shape.side)
@@ -265,22 +283,33 @@ def train(
         optimiser, recipe.peak_rate, total_steps=max(steps, 5), pct_start=0.25
     )  # divides by zero at 4
     checkpoints: dict[int, dict[str, Tensor]] = {}
-    batches = _epochs(recipe, feed)
+    batches, watch = _epochs(recipe, feed), Watch(steps, device)
     for step, (images_NCHW, labels_N, rng) in enumerate(track(batches, f"train {recipe.name}", steps), 1):
         pixels_NCHW = shifted(to_pixels(images_NCHW, device), recipe.reach, rng, flip=recipe.flip)
         with autocast(device):  # type: ignore[attr-defined]
             loss = F.cross_entropy(fast(pixels_NCHW), labels_N.to(device))
+        watch.note(step - 1, loss)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
+        if step % ASK_EVERY == 0 or step == steps:
+            _expect_learning(watch, recipe, steps)
         epoch, rest = divmod(step * recipe.epochs, steps)
         if recipe.keep_every and rest == 0 and epoch % recipe.keep_every == 0:
             checkpoints[epoch] = weights_of(net)
     checkpoints[recipe.epochs] = weights_of(net)
-    score = accuracy(net, held_out, device)
-    log.info("observer %s: %.1f%% on %d held-out images", recipe.name, 100 * score, held_out.samples)
-    return Trained(checkpoints[recipe.epochs], checkpoints, score, recipe.epochs, time.perf_counter() - start)
+    expect_finite(checkpoints[recipe.epochs], f"observer {recipe.name}, trained", LOWER_RATE)
+    return net, checkpoints
+
+
+def _expect_learning(watch: Watch, recipe: ObserverRecipe, steps: int) -> None:
+    try:
+        watch.expect()
+    except Unsound as found:
+        epoch = found.step * recipe.epochs // steps + 1
+        place = f"step {found.step + 1} of {steps}, epoch {epoch} of {recipe.epochs}"
+        raise NumericalError(f"observer {recipe.name}: {place}: its loss is not finite{LOWER_RATE}") from None
 
 
 def _epochs(recipe: ObserverRecipe, feed: Feed) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
@@ -303,10 +332,14 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
 def accuracy(net: nn.Module, feed: Feed, device: torch.device) -> float:
     """Top-1 as a fraction, network in eval mode."""
     net.eval()
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in feed.batches(500, seed=None):
-        right += (net(to_pixels(batch.images_NCHW, device)).argmax(1) == batch.labels_N.to(device)).sum()
-    return int(right) / max(feed.samples, 1)
+
+    def right(size: int | None) -> int:
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in feed.batches(size or AT_ONCE, seed=None):
+            right += (net(to_pixels(batch.images_NCHW, device)).argmax(1) == batch.labels_N.to(device)).sum()
+        return int(right)
+
+    return sparing(right, AT_ONCE, "top-1", SMALLER) / max(feed.samples, 1)
 
 
 def statistics(
@@ -315,9 +348,14 @@ def statistics(
     """The layer statistics of a frozen network over the feed, by channel or by patch, in one pass."""
     net.eval()
     what = "measure patches" if patches else "measure statistics"
-    batches = track(feed.batches(500, seed=None), what, math.ceil(feed.samples / 500))
-    pairs = ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches)
-    return measure(net, pairs, classes, patches=patches)[0]
+
+    def measured(size: int | None) -> tuple[LayerStatistics, ...]:
+        many = size or AT_ONCE
+        batches = track(feed.batches(many, seed=None), what, math.ceil(feed.samples / many))
+        pairs = ((to_pixels(b.images_NCHW, device), b.labels_N) for b in batches)
+        return measure(net, pairs, classes, patches=patches)[0]
+
+    return sparing(measured, AT_ONCE, what, SMALLER)
 
 
 def classes_in(architecture: str, weights: Mapping[str, Tensor], shape: Shape) -> int:
@@ -329,7 +367,9 @@ def classes_in(architecture: str, weights: Mapping[str, Tensor], shape: Shape) -
 
 
 def restore(architecture: str, weights: Mapping[str, Tensor], shape: Shape, device: torch.device) -> nn.Module:
-    """A network with these weights. InputError where they do not fit the architecture."""
+    """A network with these weights. InputError where they do not fit the architecture; NumericalError where no network
+    computes by them."""
+    expect_weights(weights, f"weights of {architecture}")
     net = seeded(lambda: build(architecture, shape), 0)
     try:
         net.load_state_dict(dict(weights))

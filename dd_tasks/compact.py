@@ -28,6 +28,7 @@ from dd_tasks.types import Crops, Views
 GROUP = 100
 RIDGE = 0.1  # keeps an image that hardly shows near the mean
 LARGEST = 127  # code
+LEAST = 2.0**-149  # probability, the least float32 above 0, which has a logarithm
 COARSEST, FINEST = 1.35, 0.05  # steps, in standard deviations of what is left over
 FEWEST = 10  # top classes
 SAMPLE = 16  # epochs, whose bytes tell those of all
@@ -67,7 +68,7 @@ def compact_schema(every_class: bool) -> pa.Schema:
 
 def own_logits(soft_NK: Tensor) -> Tensor:
     """float32 logits_NK of the images themselves, of mean zero: what `soft_NK` is the softmax of."""
-    logits_NK = soft_NK.float().log()
+    logits_NK = soft_NK.float().clamp_min(LEAST).log()
     return logits_NK - logits_NK.mean(1, keepdim=True)
 
 
@@ -93,7 +94,7 @@ def fit(views: Views, n: int, side: int) -> Tensor:
                 at = (images_V // GROUP, images_V % GROUP, others_V % GROUP)
                 normal_GMM.index_put_(at, share_V * other_V, accumulate=True)
     own_NK = torch.linalg.solve(normal_GMM, wanted_NK.view(groups, GROUP, k)).reshape(-1, k)[:n]
-    return (own_NK + mean_K).softmax(1).float()
+    return (own_NK + mean_K).softmax(1).float().clamp_min(LEAST)
 
 
 def _epochs(views: Views, n: int) -> Iterator[Views]:
@@ -227,7 +228,10 @@ def choose(views: Views, soft_NK: Tensor, side: int, budget: int) -> Coding:
     while (needed := size(views, soft_NK, chosen, side)) > budget and chosen.epochs > 1:
         chosen = replace(chosen, epochs=chosen.epochs - max(1, chosen.epochs // 100))
     if needed > budget:
-        raise InputError(f"{budget / n:.0f} label bytes per image: one epoch of labels takes {-(-needed // n)}")
+        raise InputError(
+            f"{budget / n:.0f} label bytes per image: one epoch of labels takes {-(-needed // n)}; "
+            "allow more (--label-bytes N), or take exact ones (--codec exact)"
+        )
     return chosen
 
 

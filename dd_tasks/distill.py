@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import inside, look, rolled
+from dd_tasks.numerics import Watch
 from dd_tasks.opinions import Panellist
 from dd_tasks.recipe import Ballot, Recipe
 from dd_tasks.schedule import at_work
@@ -37,7 +38,10 @@ class Recovered:
 
 
 def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover") -> Recovered:
-    """Optimise a panel's images by the recipe. The result depends on the arguments and the generator's state alone."""
+    """Optimise a panel's images by the recipe. The result depends on the arguments and the generator's state alone.
+
+    Unsound where a loss or its gradient is not finite.
+    """
     device, steps, side = studio.device, recipe.schedule.steps, canvas.images_NCHW.shape[-1]
     mean_C11, std_C11 = (torch.tensor(x, device=device).view(3, 1, 1) for x in (studio.mean, studio.std))
     targets_N = canvas.targets_N.to(device)
@@ -48,12 +52,14 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
     loss_T, remembered_T = torch.zeros(2, steps, device=device)
     gaze_NSS = torch.zeros(len(canvas), side, side, device=device)
     every_N, updates = torch.arange(len(canvas), device=device), 0
+    watch = Watch(steps, device)
     active_N = every_N
     recipe.check_batch()
     batch = recipe.schedule.batch if recipe.schedule.batch < len(canvas) else 0
     every_BV = shares(every_N, batch, len(canvas)) if batch else None
     for tick in studio.track(recipe.schedule.ticks(), what, steps):
-        asked = tick.step % ASK_EVERY == 0
+        if asked := tick.step % ASK_EVERY == 0:
+            watch.expect()
         if asked and tick.viewer.may_finish and not memory.occupied_NM.any():
             loss_T, remembered_T = loss_T[: tick.step], remembered_T[: tick.step]
             break
@@ -74,6 +80,7 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
             views_VCSS = rolled(views_VCSS, chosen.roll_2)
         shares_BV = every_BV if whole or not batch else shares(images_V, batch, len(canvas))
         found = judge(views_VCSS, targets_N if whole else targets_N[images_V], tick, shares_BV)
+        watch.note(tick.step, found.loss, found.slope_VCSS)
         optimiser.zero_grad()
         views_VCSS.backward(found.slope_VCSS)
         optimiser.param_groups[0]["lr"] = tick.rate
@@ -83,7 +90,7 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
             scaled_NCSS.clamp_(-mean_C11 / std_C11, (1 - mean_C11) / std_C11)
             if before_NCSS is not None:  # momentum moves those that have left, too
                 scaled_NCSS.copy_(before_NCSS.index_copy(0, active_N, scaled_NCSS[active_N]))
-        looked = tick.viewer.remember(looked, chosen, found.hardness_V)
+        looked = tick.viewer.remember(looked, chosen, found.hardness_V.nan_to_num(0, 0))  # of what the watch reports
         memory = memory.updated(active_N, looked) if some else looked
         loss_T[tick.step] = found.loss if shares_BV is None else found.loss / shares_BV.sum()
         remembered_T[tick.step] = memory.occupied_NM.sum()
@@ -93,6 +100,7 @@ def distill(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover
         updates += len(views_VCSS) * found.seats
         if (tick.step + 1) % max(steps // SAID, 1) == 0 and log.isEnabledFor(logging.DEBUG):
             log.debug("%s: step %d of %d, loss %.4g", what, tick.step + 1, steps, found.loss.item())
+    watch.expect()
     pixels_NCSS = (scaled_NCSS.detach() * std_C11 + mean_C11).clamp(0, 1)
     images_NCSS = (pixels_NCSS * 255).round().to(torch.uint8).cpu()
     finished = Canvas(images_NCSS, canvas.targets_N, canvas.sources)

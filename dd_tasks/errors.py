@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input: shown to a user as a single line, exit code 2."""
+"""The exceptions that are shown to a user as a single line, with exit code 2: bad input, and what comes of it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,16 @@ from difflib import get_close_matches
 
 class InputError(ValueError):
     """Input that cannot be used. The message names the value, the place and, where there are any, the choices."""
+
+
+class NumericalError(InputError):
+    """A number that is none, or infinite, where a result needs one. The message names who said it, when, and what may
+    help. Made again it would be the same."""
+
+
+class ShortOfMemory(OSError):
+    """More memory is asked for than is free, though the work was cut as small as it can be. The message names what may
+    help."""
 
 
 def unknown(what: str, value: str, choices: Iterable[str], shown: Iterable[str] = ()) -> InputError:

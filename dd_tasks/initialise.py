@@ -297,7 +297,8 @@ def _embed(images: list[bytes], side: int, studio: Studio) -> Tensor:
     parts = []
     for observer in studio.observers:
         features_NE = torch.cat([observer.embed(part) for part in pixels_NCSS.split(AT_ONCE)]).flatten(1)
-        parts.append(features_NE / features_NE.norm(dim=1).mean())
+        length = features_NE.norm(dim=1).mean()
+        parts.append(features_NE / torch.where(length > 0, length, 1))  # one that sees nothing tells none apart
     return torch.cat(parts, 1).cpu()
 
 

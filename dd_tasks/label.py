@@ -3,7 +3,7 @@
 Shape letters: N images, V views, C channels, S side, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
+from dd_tasks.errors import NumericalError
+from dd_tasks.numerics import says
 from dd_tasks.ranges import LATER, Count, Positive, Scale, Several
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
 
 NEVER = -30.0  # logit of a class that a view does not show
+LARGEST = torch.finfo(torch.float16).max
 
 
 class Labeller(Protocol):
@@ -164,12 +167,37 @@ class Relabel(Drawn):
         with _by_batch([judge for judge, _ in judges] if self.batch_statistics else []):
             logits = [
                 torch.stack([weight * judge.read(seen_BCSS).logits_NK for judge, weight in judges]).sum(0)
-                for seen_BCSS in (
-                    show(pixels_NCSS, views, part).contiguous(memory_format=torch.channels_last)
-                    for part in _parts(len(views), self.batch_statistics or self.batch)
-                )
+                for seen_BCSS in self._shown(pixels_NCSS, views)
             ]
-        return replace(views, logits_VK=torch.cat(logits).half())
+            logits_VK = torch.cat(logits).half()
+            if not logits_VK.isfinite().all():
+                raise NumericalError(_wrong(judges, self._shown(pixels_NCSS, views)))
+        return replace(views, logits_VK=logits_VK)
+
+    def _shown(self, pixels_NCSS: Tensor, views: Views) -> Iterator[Tensor]:
+        for part in _parts(len(views), self.batch_statistics or self.batch):
+            yield show(pixels_NCSS, views, part).contiguous(memory_format=torch.channels_last)
+
+
+def _wrong(judges: Judges, batches: Iterable[Tensor]) -> str:
+    """Whose logits of which view are not finite, or greater than a label holds."""
+    before = 0
+    for seen_BCSS in batches:
+        for judge, weight in judges:
+            logits_BK = judge.read(seen_BCSS).logits_NK
+            wrong_B = ~(weight * logits_BK).half().isfinite().all(1)
+            if wrong_B.any():
+                row = int(wrong_B.long().argmax())
+                return f"soft labels: observer {judge.name}, view {before + row}: {_excess(logits_BK[row])}"
+        before += len(seen_BCSS)
+    return f"soft labels: the sum of the observers' logits is beyond {LARGEST:,.0f}, the largest that a label holds"
+
+
+def _excess(logits_K: Tensor) -> str:
+    if not logits_K.isfinite().all():
+        return f"its logits are {says(logits_K)}"
+    most = logits_K.abs().max().item()
+    return f"a logit of {most:,.0f} is beyond {LARGEST:,.0f}, the largest that a label (float16) holds"
 
 
 def _same(some: Judges, others: Judges) -> bool:

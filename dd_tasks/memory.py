@@ -1,9 +1,10 @@
 """How much memory something takes, at most."""
 
 import ctypes
+import gc
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,13 +23,20 @@ def resident() -> tuple[int, int]:
         return most, most
 
 
+def give_back() -> None:
+    """Freed memory to the system and to the GPU, where they take it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def _forget() -> None:
     """Give freed memory back, and begin to count the most anew, where the system can."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
+    with suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return
 
 
 @contextmanager

@@ -382,9 +382,11 @@ def sample_per_class(
 
 
 def _expect_enough(source: Source, available: Sequence[int], per_class: int, asked: str) -> None:
-    for name, images in zip(source.index.classes, available, strict=True):
+    for name, images, whole in zip(source.index.classes, available, source.index.samples_per_class, strict=True):
         if images < per_class:
-            raise InputError(f"{asked} {per_class} is above the {images} images of class {name!r}")
+            others = whole - images
+            left = f" that are left of {whole}, {others} being held out or at fault" if others else ""
+            raise InputError(f"{asked} {per_class} is above the {images} images of class {name!r}{left}")
 
 
 def _decodable(sample: Sample, quarantine: Quarantine) -> bool:

@@ -17,8 +17,10 @@ from dd_tasks.augment import own_share, show
 from dd_tasks.claims import ORDINARY_UPDATES
 from dd_tasks.committee import accuracy, autocast, seeded
 from dd_tasks.compiling import compiled, thrifty
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, NumericalError
 from dd_tasks.networks import Shape, build, builder
+from dd_tasks.numerics import ASK_EVERY, Unsound, Watch
+from dd_tasks.pieces import whole_or_none
 from dd_tasks.ranges import LATER, Amount, Decay, Positive, Several, Share
 from dd_tasks.shards import Feed
 from dd_tasks.types import Canvas, Track, Views, untracked
@@ -135,7 +137,22 @@ def train(
     device: torch.device,
     track: Track = untracked,
 ) -> float:
-    """Top-1 (a fraction) on `test` of a student trained on the labelled views."""
+    """Top-1 (a fraction) on `test` of a student trained on the labelled views.
+
+    NumericalError where its loss or its weights do not stay finite; ShortOfMemory.
+    """
+    what, remedy = f"student {recipe.architecture} seed {seed}", "train it in smaller batches (--student-batch N)"
+
+    def trained() -> nn.Module:
+        return _trained(recipe, shape, canvas, views, seed, device, track)
+
+    return accuracy(whole_or_none(what, remedy, trained), test, device)
+
+
+def _trained(
+    recipe: StudentRecipe, shape: Shape, canvas: Canvas, views: Views, seed: int, device: torch.device, track: Track
+) -> nn.Module:
+    """A student, with the average of its weights."""
     net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
     seen = recipe.epochs * len(canvas)
     net = thrifty(net, seen, shape.side)
@@ -143,18 +160,33 @@ def train(
     optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay, fused=True)
     average = Average(net, recipe.ema)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))
-    lessons = _lessons(recipe, canvas, views, seed, device)
+    lessons, watch = _lessons(recipe, canvas, views, seed, device), Watch(steps, device)
     for step, lesson in enumerate(track(lessons, f"student {recipe.architecture} seed {seed}", steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
         with autocast(device):  # type: ignore[attr-defined]
             logits_VK = fast(lesson.pixels_VCSS)
         loss = objective(recipe, logits_VK.float(), lesson.labels_VK, lesson.classes, lesson.own_V)
+        watch.note(step, loss)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         average.update()
+        if step % ASK_EVERY == 0:
+            _expect_learning(watch, recipe, seed, steps)
     average.restore()
-    return accuracy(net, test, device)
+    watch.note(steps - 1, *average.now)
+    _expect_learning(watch, recipe, seed, steps)
+    return net
+
+
+def _expect_learning(watch: Watch, recipe: StudentRecipe, seed: int, steps: int) -> None:
+    try:
+        watch.expect()
+    except Unsound as found:
+        raise NumericalError(
+            f"student {recipe.architecture} seed {seed}: step {found.step + 1} of {steps}: its loss is not finite; "
+            "lower its rate (--set student.rate=X)"
+        ) from None
 
 
 class Average:

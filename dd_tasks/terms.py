@@ -152,7 +152,8 @@ class ContrastivePull:
             real_ME, own_NE = (_directions(r) for r in (reading.real, reading))
             distance_MN = 1 - real_ME @ own_NE.T
             same_MN = reading.real_targets_M[:, None] == targets_N
-            return self.weight * (distance_MN * same_MN).sum() / distance_MN.sum()
+            whole = distance_MN.sum()
+            return self.weight * (distance_MN * same_MN).sum() / torch.where(whole > 0, whole, 1)  # 0 where all agree
 
         return loss
 
@@ -194,7 +195,7 @@ class Goals:
             mean_C - self.mean_C, varied_C - self.variance_C, mean_C - classes_2C[0], within_C - classes_2C[1]
         ])  # fmt: skip
         squares_4L = apart_4C.square() @ self.part_CL
-        some_4L = squares_4L > 0  # the root's slope at 0 is taken to be 0, as a norm's is
+        some_4L = squares_4L != 0  # the root's slope at 0 is taken to be 0, as a norm's is
         return 0.5 * torch.where(some_4L, torch.where(some_4L, squares_4L, 1.0).sqrt(), 0.0).sum(0)
 
 

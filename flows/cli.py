@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -319,6 +320,9 @@ def main() -> None:
 
     prepare_environment()
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # of a locale that knows no ± (say)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):

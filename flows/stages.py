@@ -12,6 +12,7 @@ from prefect.utilities.annotations import opaque
 
 from dd_tasks import seconds
 from dd_tasks.errors import InputError
+from dd_tasks.pieces import whole_or_none
 from dd_tasks.seconds import Spending
 from flows.engines import TRIES, line_of
 from flows.logs import on_its_page
@@ -21,6 +22,7 @@ from flows.walk import Walked, current
 from flows.workspace import Data
 
 log = logging.getLogger(__name__)
+MORE = "free some, or run on a machine with more"
 PAUSES = (1, 4)  # seconds before a stage is tried again
 assert len(PAUSES) == TRIES - 1
 P = ParamSpec("P")
@@ -91,7 +93,17 @@ def stage(
 ) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """A function as a stage; its seconds are spent on its part's work, or on what is said."""
     on = SPENT[part] if part else spent
-    return lambda function: Stage(on_its_page(_counted(function, name, on)), name, part)
+    return lambda function: Stage(on_its_page(_counted(_named(function), name, on)), name, part)
+
+
+def _named(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose shortage of memory is told in one line."""
+
+    @functools.wraps(function)
+    def named(*arguments: P.args, **parameters: P.kwargs) -> R:
+        return whole_or_none(function.__name__.replace("_", " "), MORE, lambda: function(*arguments, **parameters))
+
+    return named
 
 
 def _counted(function: Callable[P, R], name: str, on: Spending) -> Callable[P, R]:

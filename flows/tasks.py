@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import torch
 
-from dd_tasks import artifact, codec, committee, jpegs, nearness, shards, students
+from dd_tasks import artifact, codec, committee, jpegs, nearness, recovery, shards, students
 from dd_tasks.committee import Imported, Member, ObserverRecipe
-from dd_tasks.distill import distill
 from dd_tasks.errors import InputError
-from dd_tasks.initialise import Demanding, Initialiser, cut, first_canvas
+from dd_tasks.initialise import AT_ONCE, Demanding, Initialiser, cut, first_canvas
 from dd_tasks.label import Labeller, OneHot
 from dd_tasks.networks import Shape
+from dd_tasks.numerics import expect_colours, expect_finite
+from dd_tasks.pieces import in_pieces, sparing
 from dd_tasks.recipe import Recipe, identity
 from dd_tasks.shards import Quarantine
 from dd_tasks.statistics import to_tensors
@@ -62,6 +63,7 @@ def index_shards(
     fewest = min(zip(source.index.samples_per_class, source.index.classes, strict=True))
     if ipc > fewest[0]:
         raise InputError(f"ipc {ipc} is above the {fewest[0]} images of class {fewest[1]!r}")
+    expect_colours(source.index.std)
     if side is None:
         if source.index.height is None or source.index.width is None:
             raise InputError(
@@ -153,7 +155,9 @@ def _measured(
         found = committee.statistics(
             net, feed, data.shape.classes, device_of(settings), console.track, patches=kind == "patches"
         )
-        return {}, {kind: to_tensors(found)}
+        tensors = to_tensors(found)
+        expect_finite(tensors, f"{kind} of observer {recipe.name}", " (LAYER.FIELD)")
+        return {}, {kind: tensors}
 
     return kept(ref, f"{kind} of {recipe.name}", settings, make, (weights, "data"), seen(data, settings))
 
@@ -190,9 +194,12 @@ def choose_images(
     ref = Ref("canvas", identity("choose", 2, side=data.side, **inputs))
 
     def make() -> Made:
-        studio = studio_of(seats, data, seed, settings)
-        found = get_candidates(candidates, settings)
-        return put_canvas(first_canvas(initialiser, found, ipc, data.side, studio), settings)
+        def chosen(size: int | None) -> Made:
+            studio = in_pieces(studio_of(seats, data, seed, settings), size)
+            found = get_candidates(candidates, settings)
+            return put_canvas(first_canvas(initialiser, found, ipc, data.side, studio), settings)
+
+        return sparing(chosen, AT_ONCE, "choosing images", committee.SMALLER)
 
     made_of: tuple[Ref | str, ...] = (candidates, *voting(seats if looks else ()), "initialiser", "ipc", "seed")
     return kept(ref, f"{ipc} images a class to begin from", settings, make, made_of)
@@ -220,7 +227,7 @@ def recover_panel(
     def make() -> Made:
         canvas = get_canvas(first, settings, slice(panel.start, panel.stop))
         studio = replace(studio_of(seats, data, panel.seed, settings, real, pools), compiled=panel.compiled)
-        made = distill(recipe, canvas, studio, what)
+        made = recovery.recover(recipe, canvas, studio, what)
         facts, groups = put_canvas(cut(made.canvas), settings)
         curves = {"loss_T": made.loss_T, "remembered_T": made.remembered_T, "gaze_NSS": made.gaze_NSS}
         curves = {k: v.contiguous() for k, v in curves.items()}
@@ -274,8 +281,8 @@ def relabel(
     ref = Ref("views", identity("relabel", 2, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
 
     def make() -> Made:
-        studio = studio_of(seats, data, seed, settings)
-        return {}, {"views": put_views(labeller.label(get_canvas(canvas, settings), studio))}
+        images, studio = get_canvas(canvas, settings), studio_of(seats, data, seed, settings)
+        return {}, {"views": put_views(recovery.relabel(labeller, images, studio, f"labels of {what} images"))}
 
     made_of: tuple[Ref | str, ...] = (canvas, *voting(seats), "labeller", "seed")
     return kept(ref, f"labels of {what} images", settings, make, made_of)

@@ -14,6 +14,7 @@ from dd_tasks.errors import InputError
 from dd_tasks.feeds import Batch, InMemory, Part
 from dd_tasks.initialise import Demanding, Initialiser
 from dd_tasks.networks import Shape
+from dd_tasks.numerics import divisible
 from dd_tasks.recipe import identity
 from dd_tasks.seconds import counting, spent, spent_on
 from dd_tasks.shards import Fault, Feed, Quarantine, Source, decode
@@ -41,7 +42,7 @@ class Data:
     @property
     def shape(self) -> Shape:
         index = self.source.index
-        mean, std = (index.mean, index.std) if self.normalise == "data" else committee.IMAGENET
+        mean, std = (index.mean, divisible(index.std)) if self.normalise == "data" else committee.IMAGENET
         return Shape(len(index.classes), self.side, mean, std)
 
     @property

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from dd_tasks import initialise
@@ -131,7 +131,8 @@ def test_two_centres_with_the_same_nearest_row_get_two_rows(monkeypatch):
 
 
 def test_images_all_alike_are_still_taken_once_each():
-    with pytest.warns(ConvergenceWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         taken = nearest_to_centres(np.ones((5, 3)), 4, seed=0)
     assert len(set(taken)) == 4
 

@@ -36,13 +36,13 @@ def labels(n: int) -> Tensor:
     return torch.arange(n) % CLASSES
 
 
-def observer(seed: int = 0, architecture: str = "convnet2_bn_w4") -> Observer:
+def observer(seed: int = 0, architecture: str = "convnet2_bn_w4", side: int = SIDE) -> Observer:
     """Random weights; the running statistics and those of the layers and patches are measured on random pixels."""
-    net = seeded(lambda: build(architecture, Shape(CLASSES, SIDE, MEAN, STD)), seed)
+    net = seeded(lambda: build(architecture, Shape(CLASSES, side, MEAN, STD)), seed)
     with torch.no_grad():
-        net.train()(pixels(24, seed + 100))
+        net.train()(pixels(24, seed + 100, side))
     net.eval()
-    real = [(pixels(24, seed + 200), labels(24))]
+    real = [(pixels(24, seed + 200, side), labels(24))]
     statistics, patches = (measure(net, real, CLASSES, patches=by_patch)[0] for by_patch in (False, True))
     return Observer(architecture, net, statistics, patches=patches)
 
