@@ -3,7 +3,6 @@ by itself is waited out."""
 
 import contextlib
 import logging
-import os
 import posixpath
 import random
 import re
@@ -18,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dd_tasks.errors import InputError
+from dd_tasks.whole import sync
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -119,10 +119,10 @@ class Folder:
     def _rename(self, partial: str, path: str, data: bytes, durable: bool) -> None:
         self.fs.pipe_file(partial, data)
         if self.local:
-            _sync(partial)
+            sync(partial)
         self.fs.mv(partial, path)
         if self.local and durable:
-            _sync(posixpath.dirname(path))
+            sync(posixpath.dirname(path))
 
     def remove(self, path: str) -> None:
         """Whether it is there or not."""
@@ -224,12 +224,3 @@ def _when(info: Mapping[str, Any]) -> datetime | None:
     if isinstance(found, str):
         found = datetime.fromisoformat(found)
     return found.astimezone(UTC) if isinstance(found, datetime) else None
-
-
-def _sync(path: str) -> None:
-    """What was written to a file or folder of this machine is on its disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
