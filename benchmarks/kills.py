@@ -21,8 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.calls import keep
+from benchmarks.calls import RESULTS, keep
 from dd_tasks.garbage import LEFTOVER
 from dd_tasks.store import Ref, Store
 from dd_tasks.validate import validate
@@ -39,7 +38,7 @@ from flows.environment import prepare_environment
 IMPORTED = ["datasets", "flows.cli", "flows.distill", "flows.launch", "sklearn.cluster", "torchvision.io", "yaml"]
 DONE = re.compile(r"(made in [\d.]+ s|for later passes|found in the store) \((\w+/[0-9a-f]{12})\)")
 SAME = re.compile(r".*\.parquet|assets/(preview\.png|story\.safetensors)")
-FOUND = "found"
+FOUND, PANEL = "found", "panel/"
 LAST = "artifact"  # what follows on the last result
 LONGEST = 120  # seconds of one start, many times what it takes
 SPEC: dict[str, Any] = {
@@ -263,53 +262,60 @@ def whole(folder: Path) -> tuple[set[str], list[str]]:
     return results, wrong
 
 
-def trials(bench: Bench, kills: int, seed: int = 0) -> Iterator[Trial]:
-    """Until so many kills fell, one to four a run; none is left out."""
-    fallen = 0
-    while fallen < kills:
-        starts = bench.trial(seed, min(random.Random(-seed).randint(1, 4), kills - fallen))
-        fallen += sum(start.stage is not None for start in starts)
-        seed += 1
-        yield starts
-
-
-def summary(found: list[Trial]) -> dict[str, Any]:
-    """Counts by outcome and by the stage in which a kill fell."""
-    starts = [start for trial in found for start in trial]
-    killed, last = [start for start in starts if start.stage], [trial[-1] for trial in found]
+def row(seed: int, trial: Trial) -> dict[str, Any]:
+    """A run as JSON data: of what it found the number, of all and of panels."""
     return {
-        "runs": len(found),
+        "seed": seed,
+        "starts": [
+            {**asdict(each), "found": len(each.found), "panels": sum(name.startswith(PANEL) for name in each.found),
+             "seconds": round(each.seconds, 1)}
+            for each in trial
+        ],
+    }  # fmt: skip
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by outcome and by the stage in which a kill fell."""
+    starts = [start for row in rows for start in row["starts"]]
+    killed, last = [start for start in starts if start["stage"]], [row["starts"][-1] for row in rows]
+    again = [name for start in starts for name in start["again"]]
+    return {
+        "runs": len(rows),
         "kills": len(killed),
-        "in_a_write": sum(start.writing for start in killed),
-        "stages": dict(sorted(Counter(str(start.stage) for start in killed).items())),
-        "artifact_after_a_kill": dict(sorted(Counter(start.artifact for start in killed).items())),
-        "results_whole_after_kills": sum(start.results for start in killed),
-        "completed_with_the_same_bytes": sum(start.artifact == "new" for start in last),
-        "results_found": sum(len(start.found) for start in starts),
-        "panels_found": sum(name.startswith("panel/") for start in starts for name in start.found),
-        "results_made_again": sum(len(start.again) for start in starts),
-        "panels_made_again": sum(name.startswith("panel/") for start in starts for name in start.again),
-        "wrong": [line for start in starts for line in start.wrong],
-        "worst_seconds": round(max(start.seconds for start in last), 1),
+        "in_a_write": sum(start["writing"] for start in killed),
+        "stages": dict(sorted(Counter(start["stage"] for start in killed).items())),
+        "artifact_after_a_kill": dict(sorted(Counter(start["artifact"] for start in killed).items())),
+        "results_whole_after_kills": sum(start["results"] for start in killed),
+        "completed_with_the_same_bytes": sum(start["artifact"] == "new" for start in last),
+        "results_found": sum(start["found"] for start in starts),
+        "panels_found": sum(start["panels"] for start in starts),
+        "results_made_again": len(again),
+        "panels_made_again": sum(name.startswith(PANEL) for name in again),
+        "wrong": [line for start in starts for line in start["wrong"]],
+        "worst_seconds": max(start["seconds"] for start in last),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    parser.add_argument("--kills", type=int, default=120, help="in all")
+    parser.add_argument("--add", action="store_true", help="to the runs of benchmarks/results/kills.json")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after so many; continue with --add")
+    arguments, begun = parser.parse_args(), time.monotonic()
     from flows.workspace import machine
 
-    found = list[Trial]()
+    kept = json.loads((RESULTS / "kills.json").read_text()) if arguments.add else {"rows": [], "kills": 0}
+    rows, command = kept["rows"], f"python -m benchmarks.kills --kills {arguments.kills}"
     with tempfile.TemporaryDirectory() as folder:
-        for trial in trials(bench := Bench(Path(folder)), arguments.kills, arguments.seed):
-            found.append(trial)
-            made = summary(found)
-            print(f"{made['kills']} kills, {made['completed_with_the_same_bytes']} runs", *made["wrong"], flush=True)
-    about = {"machine": machine(), "command": f"python -m benchmarks.kills --kills {arguments.kills}"}
-    keep("kills", {**about, "undisturbed_seconds": round(sum(bench.life.spans), 1), **made})
-    if made["wrong"] or made["results_made_again"]:
+        bench = Bench(Path(folder))
+        about = {"machine": machine(), "command": command, "undisturbed_seconds": round(sum(bench.life.spans), 1)}
+        while (left := arguments.kills - kept["kills"]) > 0 and time.monotonic() - begun < 60 * arguments.minutes:
+            seed = len(rows)
+            rows.append(row(seed, bench.trial(seed, min(random.Random(-seed).randint(1, 4), left))))
+            kept = summary(rows)
+            print(f"{kept['kills']} kills, {kept['completed_with_the_same_bytes']} runs", *kept["wrong"], flush=True)
+    keep("kills", {**about, **summary(rows), "rows": rows})
+    if kept["wrong"] or kept["results_made_again"]:
         raise SystemExit("see what is wrong")
 
 
