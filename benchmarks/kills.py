@@ -1,11 +1,12 @@
 """Runs that are killed at random moments, and started again until they complete: `python -m benchmarks.kills`.
 
 `retort run` of a small flow on scikit-learn's digits, as a process that SIGKILL ends one to four times. Half of the
-moments fall evenly over the seconds of a run that nothing disturbed, half evenly over its kinds of stages; every other
-run has an earlier artifact where its own will stand. After each kill every result in the store must be whole, and the
-artifact absent, the earlier one or whole; after the last start its bytes must be those of the undisturbed run, and
-nothing that the store had may be made twice. Processes are forked from one that has the libraries imported: a kill
-while they are imported would meet no file. Written to benchmarks/results/kills.json.
+moments fall evenly over the seconds of a run that nothing disturbed, half evenly over its kinds of stages, and three in
+ten then wait until a file or folder is being written; every other run has an earlier artifact where its own will stand.
+After each kill every result in the store must be whole, and the artifact absent, the earlier one or whole; after the
+last start its bytes must be those of the undisturbed run, and nothing that the store had may be made again. Processes
+are forked from one that has the libraries imported: a kill while they are imported would meet no file. Written to
+benchmarks/results/kills.json.
 """
 
 import argparse
@@ -39,6 +40,7 @@ IMPORTED = ["datasets", "flows.cli", "flows.distill", "flows.launch", "sklearn.c
 DONE = re.compile(r"(made in [\d.]+ s|for later passes|found in the store) \((\w+/[0-9a-f]{12})\)")
 SAME = re.compile(r".*\.parquet|assets/(preview\.png|story\.safetensors)")
 FOUND, PANEL = "found", "panel/"
+WRITING = 0.3  # of the kills wait for a write
 LAST = "artifact"  # what follows on the last result
 LONGEST = 120  # seconds of one start, many times what it takes
 SPEC: dict[str, Any] = {
@@ -51,10 +53,12 @@ SPEC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """So many seconds after a result was there; after the start, where `after` is None."""
+    """So many seconds after a result was there (after the start, where `after` is None); then, perhaps, once a file or
+    folder is being written."""
 
     after: str | None
     seconds: float
+    writing: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Life:
         else:
             kind = rng.choice(sorted(set(self.kinds)))
             place = rng.choice([place for place in places if self.kinds[place] == kind])
-        return Moment(self.results[place - 1] if place else None, rng.random() * self.spans[place])
+        after = self.results[place - 1] if place else None
+        return Moment(after, rng.random() * self.spans[place], rng.random() < WRITING)
 
     def stage(self, log: str) -> str:
         """The kind of stage that a run was in, of which this was the log."""
@@ -173,6 +178,8 @@ class Bench:
         while moment and moment.after and run.is_alive() and moment.after not in log.read_text():
             time.sleep(0.0005)
         run.join(moment.seconds if moment else LONGEST)
+        while moment and moment.writing and run.is_alive() and half_written(folder) == left:
+            pass
         run.kill()
         run.join()
         seconds, said = time.perf_counter() - start, log.read_text()
@@ -222,7 +229,7 @@ def checksums(dataset: Path) -> dict[str, str]:
 
 def half_written(folder: Path) -> set[str]:
     """What killed runs left: folders beside the artifact, and files of the store that no reader takes for whole."""
-    files = (path.relative_to(folder / "store").as_posix() for path in (folder / "store").rglob("*"))
+    files = (path.relative_to(folder / "store").as_posix() for path in folder.glob("store/*/*.partial"))
     return {name for name in files if LEFTOVER.fullmatch(name)} | {path.name for path in folder.glob(".*")}
 
 
@@ -247,7 +254,7 @@ def whole(folder: Path) -> tuple[set[str], list[str]]:
     """The results of a store that are there, and every file that is not what its name says."""
     if not folder.exists():
         return set(), []
-    store, results, wrong = Store(str(folder)), set(), []
+    store, results, wrong = Store(str(folder), checked=False), set[str](), list[str]()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if LEFTOVER.fullmatch(name) or path.parent.name == "runs":

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dd_tasks.errors import InputError
-from dd_tasks.whole import sync
+from dd_tasks.whole import sync, told
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -108,13 +108,14 @@ class Folder:
             self._patiently(lambda: self.fs.pipe_file(path, data, **seconds))
             return
         partial = f"{path}.{uuid.uuid4().hex}.partial"
-        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        try:
-            self._patiently(lambda: self._rename(partial, path, data, durable))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.fs.rm_file(partial)
-            raise
+        with told(self.url, self.root) if self.local else contextlib.nullcontext():
+            self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            try:
+                self._patiently(lambda: self._rename(partial, path, data, durable))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self.fs.rm_file(partial)
+                raise
 
     def _rename(self, partial: str, path: str, data: bytes, durable: bool) -> None:
         self.fs.pipe_file(partial, data)

@@ -7,11 +7,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PARTIAL, OLD = "partial", "old"
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+HANDLES = 6  # that are kept back
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -23,12 +24,13 @@ def write(path: Path, content: bytes) -> None:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{PARTIAL}")
-    try:
-        partial.write_bytes(content)
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with told(path):
+        try:
+            partial.write_bytes(content)
+            sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def all_or_nothing(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out)
-    with _held(out) as partial:
+    with told(out), _reserve() as reserve, _held(out) as partial:
         try:
             yield partial
             for path in (*partial.rglob("*"), partial):
@@ -49,7 +51,21 @@ def all_or_nothing(out: Path, *, overwrite: bool = True) -> Iterator[Path]:
             _put(partial, out, overwrite)
             sync(out.parent)
         finally:
+            reserve.close()
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def told(path: Path | str, inside: str = "") -> Iterator[None]:
+    """An OSError of the block that names no file, as on a full disk, or one that begins so and that nobody knows,
+    names this path."""
+    inside = inside or os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.")
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or os.fspath(error.filename).startswith(inside)):
+            error.filename, error.filename2, error.strerror = os.fspath(path), None, os.strerror(error.errno)
+        raise
 
 
 def sweep(out: Path) -> None:
@@ -69,6 +85,15 @@ def sweep(out: Path) -> None:
 
 def _of(out: Path, what: str) -> str:
     return f".{out.name}.{what}-"
+
+
+@contextmanager
+def _reserve() -> Iterator[ExitStack]:
+    """File handles to go back to: a folder cannot be removed without any."""
+    with ExitStack() as handles:
+        for _ in range(HANDLES):
+            handles.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        yield handles
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Runs that are killed at random moments continue and lose nothing: `python -m benchmarks.kills`, but shorter."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks.kills import Bench, row, summary
@@ -9,17 +11,15 @@ Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    bench = Bench(tmp_path_factory.mktemp("kills"))
+def found(bench: Bench) -> Rows:
     return [row(seed, bench.trial(seed, kills)) for seed, kills in enumerate(KILLS)]
 
 
 def test_whatever_moment_a_run_is_killed_at_nothing_is_half_written(found: Rows) -> None:
     made = summary(found)
     assert made["wrong"] == []
-    assert 5 <= made["kills"] <= sum(KILLS)  # on a machine that is busy elsewhere one may come too late
-    assert len(made["stages"]) > 2 and set(made["artifact_after_a_kill"]) <= {"none", "earlier", "new"}
-    assert {"none", "earlier"} <= set(made["artifact_after_a_kill"])
+    assert 5 <= made["kills"] <= sum(KILLS)  # where the machine is busy with others, one may come after the end
+    assert len(made["stages"]) > 2 and {"none", "earlier"} <= set(made["artifact_after_a_kill"])
 
 
 def test_a_killed_run_completes_with_the_bytes_of_an_undisturbed_one(found: Rows) -> None:
@@ -30,4 +30,4 @@ def test_a_killed_run_completes_with_the_bytes_of_an_undisturbed_one(found: Rows
 def test_what_was_finished_before_a_kill_is_found_and_not_made_again(found: Rows) -> None:
     made = summary(found)
     assert made["results_made_again"] == 0 and made["panels_made_again"] == 0
-    assert made["panels_found"] and made["results_found"] >= sum(trial[0].stage != LAST for trial in found)
+    assert made["results_found"] > made["panels_found"] > 0
