@@ -8,11 +8,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 PARTIAL, OLD = "partial", "old"
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-HANDLES = 6  # that are kept back
+PIPES = 3  # of two file handles each, which are kept back
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -91,8 +92,8 @@ def _of(out: Path, what: str) -> str:
 def _reserve() -> Iterator[ExitStack]:
     """File handles to go back to: a folder cannot be removed without any."""
     with ExitStack() as handles:
-        for _ in range(HANDLES):
-            handles.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        for handle in chain.from_iterable(os.pipe() for _ in range(PIPES)):
+            handles.callback(os.close, handle)
         yield handles
 
 
@@ -106,6 +107,9 @@ def _held(out: Path) -> Iterator[Path]:
             handle = os.open(partial, os.O_RDONLY)
         except FileNotFoundError:  # swept before it was locked
             continue
+        except OSError:
+            partial.rmdir()
+            raise
         with suppress(OSError):  # where a file system has no locks, nobody sweeps
             fcntl.flock(handle, fcntl.LOCK_EX)
         if partial.exists():

@@ -89,7 +89,9 @@ def interruptible(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """This thread is in a stage."""
+    """This thread is in a stage; none begins after an interrupt."""
+    if _came:
+        raise Interrupted(_came[0].name)
     known = threading.get_ident()
     _working.add(known)
     try:

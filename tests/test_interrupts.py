@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect import get_client
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL
 
 from flows import guard
 
@@ -73,17 +76,19 @@ def ended(started: Started, number: signal.Signals, times: int = 1) -> str:
         "print('begun', flush=True); swallow(60)",  # as libraries do that catch whatever comes
         "import hashlib; print('begun', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",  # busy in C
         """
+        from concurrent.futures import ThreadPoolExecutor
         def stage():
             with interrupts.at_work():
                 print("begun", flush=True)
                 while True:
                     time.sleep(0.01)
-        worker = threading.Thread(target=stage)
-        worker.start()
-        worker.join()
+        interrupts.GRACE = 600
+        with ThreadPoolExecutor(1) as pool:
+            stages = [pool.submit(stage) for _ in range(3)]
+            stages[0].result()
         """,
     ],
-    ids=["idle", "swallowed", "busy", "thread"],
+    ids=["idle", "swallowed", "busy", "threads"],
 )
 def test_an_interrupt_ends_whatever_is_done(code: str, number: signal.Signals) -> None:
     with python(code) as started:
@@ -183,6 +188,21 @@ def test_an_interrupted_run_continues(tmp_path: Path, quick: dict[str, object]) 
 def test_an_interrupted_run_on_ray_leaves_no_process(tmp_path: Path, quick: dict[str, object]) -> None:
     """Nor does Prefect's server stay, which was started for it and whose engine catches SIGTERM."""
     interrupted(tmp_path, quick, "ray", signal.SIGTERM)
+
+
+def test_a_server_is_told_of_a_run_whose_stage_is_interrupted_in_a_thread(
+    tmp_path: Path, quick: dict[str, object], prefect_server: None
+) -> None:
+    url = str(PREFECT_API_URL.value())
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**quick, "set": {"observers.epochs": "500"}}))
+    run = retort(tmp_path, *RUN, PREFECT_API_URL=url)
+    until(run, "candidates a class: made in")
+    time.sleep(1)
+    assert ended(run, signal.SIGTERM).endswith(SAID.format("SIGTERM"))
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=5)
+    told = [each.state for each in found if each.state and each.parameters.get("out") == "dataset"]
+    assert told and told[0].is_crashed()
 
 
 def test_packing_that_is_interrupted_leaves_what_was_there(tmp_path: Path, digits: Path) -> None:
