@@ -17,8 +17,7 @@ def kills(results: Results) -> str:
         killed = [start for row in found["rows"] for start in row["starts"] if start["stage"]]
         parts += [
             "",
-            "| killed in the stage | kills | in the middle of a write | no artifact yet | the earlier one | the new one "
-            "| anything half-written |",
+            "| killed in the stage | kills | in a write | no artifact yet | the earlier one | the new one | half-written |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
         parts += [_row(stage, [start for start in killed if start["stage"] == stage]) for stage in found["stages"]]
@@ -35,7 +34,7 @@ def _row(stage: str, killed: list[dict[str, Any]]) -> str:
 def told(found: dict[str, Any]) -> str:
     return (
         f"{found['completed_with_the_same_bytes']} of {found['runs']} runs completed with the bytes of an undisturbed "
-        f"one, the last start in {found['worst_seconds']:.1f} s at most (undisturbed: {found['undisturbed_seconds']:.1f} s). "
+        f"one, with a last start of {found['worst_seconds']:.1f} s at most. "
         f"Of {found['results_found']:,} results that a start found, {found['panels_found']:,} of them panels, "
         f"{found['results_made_again']} were made again. `{found['command']}` on {found['machine']}."
     )
