@@ -17,7 +17,7 @@ def kills(results: Results) -> str:
         killed = [start for row in found["rows"] for start in row["starts"] if start["stage"]]
         parts += [
             "",
-            "| killed in the stage | kills | in a write | no artifact yet | the earlier one | the new one | half-written |",
+            "| killed in the stage | kills | in a write | no artifact | the earlier one | the new one | half-written |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
         parts += [_row(stage, [start for start in killed if start["stage"] == stage]) for stage in found["stages"]]

@@ -109,7 +109,7 @@ def needing(case: tuple[list[str], Limit, str]) -> Any:
     return pytest.param(*case, id=f"{command}, {kind} {most}: {line.split(':')[0]}", marks=skip)
 
 
-@pytest.mark.parametrize(("arguments", "limit", "line"), map(needing, CASES))
+@pytest.mark.parametrize(("arguments", "limit", "line"), list(map(needing, CASES)))
 def test_what_is_lacking_is_told_in_one_line_and_nothing_is_half_written(
     bench: Bench, tmp_path: Path, arguments: list[str], limit: Limit, line: str
 ) -> None:
