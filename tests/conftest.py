@@ -35,8 +35,8 @@ prepare_environment()
 
 
 SLOW = (
-    "flow", "incremental", "faults", "stack", "pool", "engines", "publish", "release", "verify_flow", "flow_s3", "cli",
-    "deploy", "store_s3", "ui", "presets", "committee",
+    "flow", "incremental", "faults", "interrupts", "kills", "resources", "stack", "pool", "engines", "publish",
+    "release", "verify_flow", "flow_s3", "cli", "deploy", "store_s3", "ui", "presets", "committee",
 )  # fmt: skip
 
 
