@@ -13,7 +13,7 @@ PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # `make stack PUBLISH=ORG/NAME` publishes to the Hub, with HF_TOKEN; else to runs/stack/published.
 PUBLISH ?=
 
-.PHONY: setup quickstart stack test check format bench clean
+.PHONY: setup quickstart stack test check format bench faults clean
 
 setup: .venv/.synced
 
@@ -49,6 +49,10 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.cifar10 --data $(DATA)
+
+faults: setup
+	$(BIN)/python -m benchmarks.kills
+	$(BIN)/python -m benchmarks.fuzz
 
 clean:
 	rm -rf .venv .uv runs

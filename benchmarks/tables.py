@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import speed_tables
+from benchmarks import fault_tables, speed_tables
 from dd_tasks import comparison
 from dd_tasks.card import escape, size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
@@ -18,6 +18,7 @@ from schemas.spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+FAULTS = re.compile(r"(<!-- faults -->\n).*?(<!-- /faults -->)", re.DOTALL)
 
 
 def results() -> list[dict[str, Any]]:
@@ -259,11 +260,17 @@ def speed() -> str:
     return "\n".join(table(results()) for table in speed_tables.TABLES)
 
 
+def faults() -> str:
+    """Markdown: the tables of generated faults."""
+    return "".join(table(results()) for table in fault_tables.TABLES) + "\n"
+
+
 TABLES = runs, comparisons, labels, implied, large, plans, speed, curves, noise, digits
 
 
 def rewritten(readme: str) -> str:
-    return MARKS.sub(lambda match: match[1] + "".join(table() for table in TABLES) + match[2], readme)
+    readme = MARKS.sub(lambda match: match[1] + "".join(table() for table in TABLES) + match[2], readme)
+    return FAULTS.sub(lambda match: match[1] + faults() + match[2], readme)
 
 
 if __name__ == "__main__":

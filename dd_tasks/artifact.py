@@ -7,9 +7,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +28,7 @@ from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
 from dd_tasks.types import Canvas, Nearest, Views, slots_of
+from dd_tasks.whole import all_or_nothing
 from schemas.manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ def write(
     """
     check_out(out, overwrite=overwrite)
     _assert_agree(canvas, labels, nearest, draft)
-    with all_or_nothing(out) as folder:
+    with all_or_nothing(out, overwrite=overwrite) as folder:
         tables = {
             "images": (_image_tables(canvas, labels.soft_NK, nearest, draft.classes), IMAGE_PARQUET),
             "soft_labels": (_label_tables(labels), labels.parquet),
@@ -268,29 +267,6 @@ def check_out(out: Path, *, overwrite: bool = True, option: str = "--out") -> No
         )
     if names and not overwrite:
         raise InputError(f"{option} {out} holds an artifact already; choose another, or allow it to be overwritten")
-
-
-@contextmanager
-def all_or_nothing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, which takes its place when the block ends well and vanishes when it does not."""
-    out = out.resolve()
-    partial, old = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run: in containers the same process ids come again
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        try:
-            partial.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _first_error(error: ValidationError) -> str:

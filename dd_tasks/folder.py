@@ -3,7 +3,6 @@ by itself is waited out."""
 
 import contextlib
 import logging
-import os
 import posixpath
 import random
 import re
@@ -18,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dd_tasks.errors import InputError
+from dd_tasks.whole import sync, told
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -108,21 +108,22 @@ class Folder:
             self._patiently(lambda: self.fs.pipe_file(path, data, **seconds))
             return
         partial = f"{path}.{uuid.uuid4().hex}.partial"
-        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        try:
-            self._patiently(lambda: self._rename(partial, path, data, durable))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.fs.rm_file(partial)
-            raise
+        with told(self.url, self.root) if self.local else contextlib.nullcontext():
+            self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            try:
+                self._patiently(lambda: self._rename(partial, path, data, durable))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self.fs.rm_file(partial)
+                raise
 
     def _rename(self, partial: str, path: str, data: bytes, durable: bool) -> None:
         self.fs.pipe_file(partial, data)
         if self.local:
-            _sync(partial)
+            sync(partial)
         self.fs.mv(partial, path)
         if self.local and durable:
-            _sync(posixpath.dirname(path))
+            sync(posixpath.dirname(path))
 
     def remove(self, path: str) -> None:
         """Whether it is there or not."""
@@ -224,12 +225,3 @@ def _when(info: Mapping[str, Any]) -> datetime | None:
     if isinstance(found, str):
         found = datetime.fromisoformat(found)
     return found.astimezone(UTC) if isinstance(found, datetime) else None
-
-
-def _sync(path: str) -> None:
-    """What was written to a file or folder of this machine is on its disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,9 +6,7 @@ import logging
 import os
 import random
 import re
-import shutil
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -35,6 +33,7 @@ from dd_tasks.shards import (
 from dd_tasks.sources import noted
 from dd_tasks.tars import CLASS_SUFFIX, IMAGE_SUFFIXES, folder_of, size_of
 from dd_tasks.types import Track, untracked
+from dd_tasks.whole import all_or_nothing
 from schemas.index import ShardEntry, ShardIndex
 
 Encoded = tuple[str, bytes, str, int]  # key, image as it lies on disk, its suffix, class id
@@ -62,14 +61,8 @@ def pack(
         raise InputError(f"prefix {prefix!r} and {samples_per_shard} samples per shard: expected a word and 1 or more")
     _expect_free(out, overwrite)
     _expect_lines(classes)
-    draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
-    draft.mkdir(parents=True)
-    try:
-        index = _write(iter(track(samples, "packing")), classes, draft, prefix, samples_per_shard)
-        _replace(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return index
+    with all_or_nothing(out, overwrite=overwrite) as draft:
+        return _write(iter(track(samples, "packing")), classes, draft, prefix, samples_per_shard)
 
 
 def _expect_free(out: Path, overwrite: bool) -> None:
@@ -88,16 +81,6 @@ def _expect_lines(classes: Sequence[str]) -> None:
     for name in classes:
         if name != name.strip() or len(name.splitlines()) != 1:
             raise InputError(f"class name {name!r} does not fit on a line of {CLASS_NAMES}")
-
-
-def _replace(draft: Path, out: Path) -> None:
-    if out.exists():
-        old = draft.with_name(f"{draft.name}.old")
-        out.rename(old)
-        draft.rename(out)
-        shutil.rmtree(old)
-    else:
-        draft.rename(out)
 
 
 def _write(samples: Iterator[Encoded], classes: Sequence[str], out: Path, prefix: str, per_shard: int) -> ShardIndex:

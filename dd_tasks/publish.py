@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
-from dd_tasks.artifact import CARD, MANIFEST, PARTS, all_or_nothing, check_out, read_manifest
+from dd_tasks.artifact import CARD, MANIFEST, PARTS, check_out, read_manifest
 from dd_tasks.card import for_repository
 from dd_tasks.changelog import changelog
 from dd_tasks.errors import InputError
 from dd_tasks.hub import PAUSES, Blob, HubError, Landed, Onto, Refs, Repository
 from dd_tasks.validate import loads, validate
+from dd_tasks.whole import all_or_nothing
 from schemas.manifest import Manifest
 from schemas.release import Released, ReleaseSpec
 

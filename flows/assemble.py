@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from dd_tasks import artifact, nearness, presets, recipe, report, throughput, validate
+from dd_tasks import artifact, nearness, presets, recipe, report, throughput, validate, whole
 from dd_tasks.codec import Labels
 from dd_tasks.committee import Member, ObserverRecipe, named
 from dd_tasks.compact import GROUP
@@ -259,6 +259,8 @@ def assemble(run: Run, data: Data, results: Results, out: Path, settings: Settin
     begun, finished = get_canvas(results.first, settings), get_canvas(results.canvas, settings)
     labels, (near, _) = get_labels(results.labels.published, finished, settings), get_nearest(results.near, settings)
     name = run.spec.name or out.resolve().name
+    if not walk:
+        whole.sweep(out)
     draft = draft_of(run, data, results, labels, settings, name=name, command=command)
     there = artifact.standing(out, draft, validate.validate)
     if walk:

@@ -315,19 +315,28 @@ def check(
 
 
 def main() -> None:
-    """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say)."""
+    """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say). SIGTERM and Ctrl-C
+    are one line and exit code 130."""
+    from flows import interrupts
     from flows.environment import keep_freed_memory, prepare_environment
 
-    prepare_environment()
-    keep_freed_memory()
-    for stream in (sys.stdout, sys.stderr):  # of a locale that knows no ± (say)
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    with interrupts.expected():
+        try:
+            prepare_environment()
+            keep_freed_memory()
+            for stream in (sys.stdout, sys.stderr):  # of a locale that knows no ± (say)
+                if isinstance(stream, TextIOWrapper):
+                    stream.reconfigure(errors="replace")
+            _run()
+        except BaseException as error:
+            if interrupts.came() or isinstance(error, KeyboardInterrupt | typer.Abort):
+                interrupts.end()
+            raise
+
+
+def _run() -> None:
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        print("retort: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        raise SystemExit(130) from None
     except UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         print(message if len(sys.argv) < 3 and "Usage" in message else f"retort: {message}", file=sys.stderr)

@@ -1,10 +1,9 @@
 """@flow compare_presets: several methods under the same observers, labels, students and seeds."""
 
-import os
 import re
 from pathlib import Path
 
-from dd_tasks import comparison
+from dd_tasks import comparison, whole
 from flows.distill import distill_dataset
 from flows.engines import ENGINE
 from flows.settings import Settings
@@ -37,9 +36,7 @@ def compare_presets(
         PAGE: comparison.render(found),
     }
     for name, text in pages.items():
-        half = out / f".{name}.half"
-        half.write_text(text, encoding="utf-8")
-        os.replace(half, out / name)
+        whole.write(out / name, text.encode())
     return found
 
 

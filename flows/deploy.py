@@ -16,6 +16,7 @@ from prefect.settings import get_current_settings
 
 from dd_tasks.errors import InputError
 from flows.distill import distill_dataset
+from flows.interrupts import leave_alone
 from flows.release import release_dataset
 from flows.settings import VERIFY_STORE, Distilling, Settings, Verifying
 from flows.verify import verify_dataset
@@ -102,6 +103,7 @@ def serve(deployments: list["RunnerDeployment"]) -> None:
     runner = Steady(limit=1)
     for deployment in deployments:
         runner.add_deployment(deployment)
+    leave_alone()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background commands ignore it
     with suppress(KeyboardInterrupt):
         asyncio.run(runner.start())

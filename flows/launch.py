@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dd_tasks import artifact, comparison, presets, report
+from dd_tasks import artifact, comparison, presets, report, whole
 from dd_tasks.claims import RESULT_COLUMNS, result_rows, result_title
 from dd_tasks.committee import Imported, Member, named, read_committee
 from dd_tasks.errors import InputError
@@ -46,7 +46,7 @@ def run(
     with profile.profiled(profile_to, command) if profile_to else nullcontext():
         manifest = distill_dataset(spec, out, settings, command)
         if page is not None:
-            _write(page, (out / "assets" / "report.html").read_bytes())
+            whole.write(page, (out / "assets" / "report.html").read_bytes())
         show_result(manifest, out, page)
 
 
@@ -204,7 +204,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
         table.add_row(*map(Text, cells), f"{check.seconds:.0f}", style="red" if check.outcome == "failed" else None)
     _shown(140).print(table)
     if results is not None:
-        _write(results, junit(f"retort verify {target}", checks))
+        whole.write(results, junit(f"retort verify {target}", checks))
     return not failed(checks)
 
 
@@ -214,13 +214,8 @@ def write_report(path: Path, out: Path) -> None:
     if not kept.exists():
         raise InputError(f"{path} keeps no story (assets/{kept.name}); the report cannot be written again")
     story = report.Story.from_bytes(kept.read_bytes())
-    _write(out, report.render(loaded.manifest, loaded.canvas, story).encode())
+    whole.write(out, report.render(loaded.manifest, loaded.canvas, story).encode())
     print(out)
-
-
-def _write(page: Path, content: bytes) -> None:
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_bytes(content)
 
 
 def serve(distilling: Distilling | None, verifying: Verifying | None, settings: Settings) -> None:
@@ -303,7 +298,7 @@ def import_observer(
     check_places(patterns, settings)
     _seat((member,), patterns, side, 0, settings)
     listed = [*(o for o in others if o.name != member.name), member]
-    _write(committee, (json.dumps({"observers": [asdict(o) for o in listed]}, indent=1) + "\n").encode())
+    whole.write(committee, (json.dumps({"observers": [asdict(o) for o in listed]}, indent=1) + "\n").encode())
     print(f"{committee}: {len(listed)} observers; use it with --committee {committee}")
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dd_tasks import shards
+from dd_tasks import shards, whole
 from dd_tasks.bill import bill
 from dd_tasks.calibrate import Bench, Trial, measured
 from dd_tasks.card import size
@@ -227,8 +227,7 @@ def calibrate(trial: Trial, device: str, out: Path) -> Calibration:
         machine=machine(), device=str(found), torch=torch.__version__, threads=torch.get_num_threads(),
         base_memory_bytes=base, rates=rates,
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(made.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    whole.write(out, (made.model_dump_json(indent=1) + "\n").encode())
     print(f"{out}: {len(rates)} rates of {made.machine}")
     return made
 

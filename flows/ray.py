@@ -8,6 +8,7 @@ from prefect.context import FlowRunContext
 from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
+from flows.interrupts import kept
 from flows.settings import Part
 
 _running: dict[str, tuple[dict[str, Any], "Ray"]] = {}  # at most one; what it was started with
@@ -33,7 +34,8 @@ def started(engine: str, own: dict[str, Any], requests: dict[Part, dict[str, Any
         ray.shutdown()
         _running.clear()
         found = Ray(None if engine == "ray" else engine, copy.deepcopy(begun))  # ray adds to it
-        found.__enter__()
+        with kept():
+            found.__enter__()
         _running[engine] = begun, found
     found.requests = requests
     return found

@@ -15,6 +15,7 @@ from dd_tasks.errors import InputError
 from dd_tasks.pieces import whole_or_none
 from dd_tasks.seconds import Spending
 from flows.engines import TRIES, line_of
+from flows.interrupts import interruptible
 from flows.logs import on_its_page
 from flows.plain import Ended, is_plain
 from flows.settings import Part
@@ -93,7 +94,7 @@ def stage(
 ) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """A function as a stage; its seconds are spent on its part's work, or on what is said."""
     on = SPENT[part] if part else spent
-    return lambda function: Stage(on_its_page(_counted(_named(function), name, on)), name, part)
+    return lambda function: Stage(interruptible(on_its_page(_counted(_named(function), name, on))), name, part)
 
 
 def _named(function: Callable[P, R]) -> Callable[P, R]:

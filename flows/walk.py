@@ -10,9 +10,11 @@ from functools import wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import Flow, Task
+from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import get_call_parameters
 
 from dd_tasks.store import Ref
+from flows import guard
 from flows.plain import is_looked_at, is_plain, plainly
 from schemas.spec import RunSpec
 
@@ -119,6 +121,8 @@ class WalkedFlow(Flow[P, R]):
             return self.fn(*args, **kwargs)
         asked = kwargs.keys() & {"return_state", "wait_for"}  # of Prefect
         if asked or is_looked_at(parameters := get_call_parameters(self.fn, args, kwargs)):
+            if not PREFECT_API_URL.value():
+                guard.start()  # Prefect starts a server, which would outlive a kill
             return super().__call__(*args, **kwargs)
         with plainly():
             function: Any = self.fn

@@ -5,6 +5,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3_server
@@ -34,8 +35,8 @@ prepare_environment()
 
 
 SLOW = (
-    "flow", "incremental", "faults", "stack", "pool", "engines", "publish", "release", "verify_flow", "flow_s3", "cli",
-    "deploy", "store_s3", "ui", "presets", "committee",
+    "flow", "incremental", "faults", "interrupts", "kills", "resources", "stack", "pool", "engines", "publish",
+    "release", "verify_flow", "flow_s3", "cli", "deploy", "store_s3", "ui", "presets", "committee",
 )  # fmt: skip
 
 
@@ -89,6 +90,14 @@ def s3(s3_served: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     yield s3_served
     s3_served.reset()
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Runs of a second, forked from a process that has the libraries imported."""
+    from benchmarks.kills import Bench
+
+    return Bench(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="session")
