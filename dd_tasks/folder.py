@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dd_tasks.errors import InputError
+from dd_tasks.redaction import redacted
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,7 +32,6 @@ PASSING = {
     "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # as file systems call it
-PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Folder:
     """
 
     def __init__(self, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
-        self.url, self.pauses = url, pauses
+        self.url, self.pauses = redacted(url), pauses
         if re.search(r"//[^/@\s]*:[^/@\s]*@", url):
             raise InputError(
-                f"store {redacted(url)}: a password in a URL ends in logs and manifests; give it by the environment or "
+                f"store {url}: a password in a URL ends in logs and manifests; give it by the environment or "
                 "fsspec's configuration"
             )
         protocol = url.partition(":")[0] if "://" in url else "file"
@@ -176,11 +176,6 @@ class Folder:
 
 class Unreachable(OSError):
     """A store that gave no answer for as long as one waits."""
-
-
-def redacted(text: str) -> str:
-    """Without the user and password of any URL in it."""
-    return PASSWORD.sub("//", text)
 
 
 def _said(error: Exception) -> str:

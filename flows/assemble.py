@@ -21,6 +21,7 @@ from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
 from dd_tasks.pictures import preview
 from dd_tasks.recipe import Recipe, identity, plain
+from dd_tasks.redaction import redacted
 from dd_tasks.shards import Source
 from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe, shared
@@ -310,7 +311,7 @@ def draft_of(
         claims=claims_of(results.measured, "test" if data.test else "held-out", settings),
         cost=cost,
         metrics=_metrics(results, cost, settings),
-        command=command,
+        command=redacted(command),
         versions={"python": sys.version.split()[0]}
         | {package: importlib.metadata.version(package) for package in VERSIONS},
         files={},

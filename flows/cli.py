@@ -1,9 +1,10 @@
 """`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
 
 import re
-import shlex
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -52,6 +53,7 @@ from flows.options import (
     settings_of,
     spec_of,
     use_hub,
+    words,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -136,7 +138,7 @@ def run(
     elif explain:
         launch.explain(spec, out, settings_of(store, device, verbose))
     else:
-        launch.run(spec, out, report, settings, shlex.join(["retort", *sys.argv[1:]]), wanted)
+        launch.run(spec, out, report, settings, words(), wanted)
 
 
 @app.command()
@@ -182,7 +184,7 @@ def compare(
     from flows import launch
 
     settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
-    launch.compare(specs, out, settings, shlex.join(["retort", *sys.argv[1:]]))
+    launch.compare(specs, out, settings, words())
 
 
 @app.command("presets")
@@ -199,8 +201,7 @@ def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")
     from dd_tasks.validate import validate as problems_of
 
     problems = problems_of(path)
-    for problem in problems:
-        print(problem)
+    _told(problems)
     if problems:
         raise SystemExit(1)
     print(f"{path}: valid")
@@ -306,19 +307,28 @@ def check(
 
     console.start()
     problems = packing.check(patterns, quarantine=Quarantine(tolerate), track=console.track)
-    for problem in problems:
-        print(problem)
+    _told(problems)
     if problems:
         raise SystemExit(1)
     print("sound")
 
 
+def _told(problems: list[str]) -> None:
+    """A line each; what comes from data cannot end it."""
+    for problem in problems:
+        print(_open(problem))
+
+
 def main() -> None:
-    """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say)."""
+    """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say). No secret is told,
+    not even by a failure of our own."""
+    from dd_tasks.redaction import hush
     from flows.environment import keep_freed_memory, prepare_environment
 
     prepare_environment()
     keep_freed_memory()
+    hush()
+    sys.excepthook = _failed
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -326,7 +336,7 @@ def main() -> None:
         raise SystemExit(130) from None
     except UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
-        print(message if len(sys.argv) < 3 and "Usage" in message else f"retort: {message}", file=sys.stderr)
+        print(message if len(sys.argv) < 3 and "Usage" in message else f"retort: {_open(message)}", file=sys.stderr)
         raise SystemExit(2) from None
     except (ValueError, OSError) as error:
         line = _one_line(error)
@@ -340,9 +350,23 @@ def _one_line(error: ValueError | OSError) -> str | None:
     from dd_tasks.errors import InputError
 
     if isinstance(error, InputError):
-        return " ".join(str(error).split())
+        return _open(str(error))
     if isinstance(error, OSError):
-        return (
-            f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error.strerror or error)
-        )
+        named = error.filename and error.strerror
+        return _open(f"{error.filename}: {error.strerror}" if named else str(error.strerror or error))
     return None
+
+
+def _open(text: str) -> str:
+    """On one line, without secrets."""
+    from dd_tasks.redaction import redacted
+    from dd_tasks.visible import one_line
+
+    return one_line(redacted(text))
+
+
+def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows a failure that nobody expected."""
+    from dd_tasks.redaction import redacted
+
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -1,7 +1,5 @@
 """`retort committee ...` and `retort guides ...`: the networks that judge, ahead of the runs that seat them."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +29,7 @@ from flows.options import (
     Workers,
     settings_of,
     spec_of,
+    words,
 )  # fmt: skip
 
 committee_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train or import the observers.")
@@ -134,8 +133,7 @@ def study(
     )  # fmt: skip
     from flows import launch
 
-    command = shlex.join(["retort", *sys.argv[1:]])
-    launch.compare(specs, out, settings_of(store, device, verbose), command, factors)
+    launch.compare(specs, out, settings_of(store, device, verbose), words(), factors)
 
 
 @committee_app.command("import")

@@ -14,11 +14,12 @@ from rich.text import Text
 from dd_tasks import artifact, comparison, presets, report
 from dd_tasks.claims import RESULT_COLUMNS, result_rows, result_title
 from dd_tasks.committee import Imported, Member, named, read_committee
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, expect_open
 from dd_tasks.guides import Guides, sources
 from dd_tasks.networks import builder
 from dd_tasks.publish import check as check_release
 from dd_tasks.recipe import Recipe, plain, voters_in
+from dd_tasks.redaction import redacted
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from dd_tasks.verify import Scope, failed, junit
@@ -227,6 +228,8 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
     """Serve the flows on demand, and by schedule those that are given, until Ctrl-C."""
     if distilling is not None:
         artifact.check_out(distilling.out)
+        for pattern in distilling.spec.shards + distilling.spec.test:
+            expect_open(pattern, "shards", "the deployment")
         check_places(distilling.spec.shards + distilling.spec.test, settings)
         check_recipe(distilling.spec)
     from flows import deploy
@@ -238,7 +241,7 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
         deployments.append(deploy.distilling(distilling, settings))
     if verifying is not None:
         deployments.append(deploy.verifying(verifying, settings))
-    print(f"{deploy.expect_server()} asks this machine, until Ctrl-C, for")
+    print(f"{redacted(deploy.expect_server())} asks this machine, until Ctrl-C, for")
     for each in deployments:
         print(f"- {each.flow_name}/{each.name}: {deploy.when(each)}", flush=True)
     deploy.serve(deployments)

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,10 +77,17 @@ def profilable(command: Callable[..., None]) -> Callable[..., None]:
     return counted
 
 
+def words() -> str:
+    """The command that is under way, as a shell would take it, without the secrets in its URLs."""
+    from dd_tasks.redaction import redacted
+
+    return redacted(shlex.join(["retort", *sys.argv[1:]]))
+
+
 def use_hub(endpoint: str | None) -> None:
     """Talk to the Hub at this URL, with progress bars on a terminal alone. Call before anything imports
     huggingface_hub, which reads these settings once."""
-    from dd_tasks.errors import InputError
+    from dd_tasks.errors import InputError, expect_open
 
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -87,6 +95,7 @@ def use_hub(endpoint: str | None) -> None:
         return
     if not re.match(r"https?://[^/]", endpoint):
         raise InputError(f"--endpoint {endpoint!r}: expected http:// or https:// and a host")
+    expect_open(endpoint, "--endpoint", "what is published")
     os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
 
 

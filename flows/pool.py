@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import EntrypointType
 from prefect.states import Crashed, Failed
 
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, expect_open
 from dd_tasks.store import Ref
 from flows.assemble import Explained
 from flows.distill import distill_dataset
@@ -68,6 +68,8 @@ def make(ref: Ref, what: str, settings: Settings) -> None:
     pool = pool_in(settings)
     if spec is None or pool is None:
         raise InputError(f"engine {settings.engine!r} is for `retort run` and `retort compare` (choices: local, ray)")
+    for pattern in (*spec.shards, *spec.test):
+        expect_open(pattern, "shards", f"engine {settings.engine!r}")
     with _lock:
         _deploy(pool)
     there = Settings(store=whole_path(settings.store), device=settings.device, threads=threads_of(settings))
