@@ -19,7 +19,8 @@ def unknown(what: str, value: str, choices: Iterable[str], shown: Iterable[str] 
     known = sorted(choices)
     near = get_close_matches(value, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {what} {value!r}{hint} (choices: {', '.join(shown or known)})")
+    choices = f"choices: {', '.join(shown or known)}" if known else "there is none"
+    return InputError(f"unknown {what} {value!r}{hint} ({choices})")
 
 
 def expect_open(url: str, what: str, keeper: str) -> None:

@@ -51,6 +51,8 @@ class Folder:
 
     def __init__(self, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
         self.url, self.pauses = redacted(url), pauses
+        if not url.strip():
+            raise InputError(f"store {url!r}: expected a folder or a URL")
         if re.search(r"//[^/@\s]*:[^/@\s]*@", url):
             raise InputError(
                 f"store {url}: a password in a URL ends in logs and manifests; give it by the environment or "
@@ -75,10 +77,10 @@ class Folder:
             self._failures, self._passing = self._failures + others, self._passing + cut
 
     def check(self) -> None:
-        """InputError unless files can be written, read and removed."""
-        probe = self.path(f".probe-{uuid.uuid4().hex}")
+        """InputError unless files can be written, read and removed. On this machine no folder is made for that."""
+        probe = posixpath.join(_standing(self.root) if self.local else self.root, f".probe-{uuid.uuid4().hex}")
         try:
-            if not self.atomic:
+            if not (self.local or self.atomic):
                 self.fs.makedirs(self.root, exist_ok=True)
             self._patiently(lambda: self.fs.pipe_file(probe, b""))
             self.remove(probe)
@@ -144,6 +146,8 @@ class Folder:
             raise InputError(str(error)) from None
         if not found and not self.atomic and not self.fs.exists(self.root):
             raise InputError(f"store {self.url}: nothing is there")
+        if self.local and os.path.isfile(self.root):
+            raise InputError(f"store {self.url}: is a file; expected a folder or a URL")
         start = len(self.root.rstrip("/")) + 1
         return {path[start:]: File(int(info["size"] or 0), _when(info)) for path, info in found.items()}
 
@@ -172,6 +176,13 @@ class Folder:
         kind = next((k for k in (FileNotFoundError, PermissionError) if isinstance(error, k)), OSError)
         bucket = f"bucket {self.root.partition('/')[0]!r}: " if self._once else ""
         return kind(f"store {self.url}: {bucket}{_said(error)}")
+
+
+def _standing(path: str) -> str:
+    """The path itself, or the nearest folder above it that is there."""
+    while not os.path.lexists(path):
+        path = posixpath.dirname(path) or "/"
+    return path
 
 
 class Unreachable(OSError):

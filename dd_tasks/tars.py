@@ -101,7 +101,10 @@ def open_binary(url: str) -> BinaryIO:
     try:
         return fsspec.open(url, "rb").open() if is_remote(url) else open(url, "rb")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"cannot read {url!r}: {os.strerror(error.errno) if error.errno else error}") from error
+        said = (
+            os.strerror(error.errno) if error.errno else str(error).replace(url, "") or "nothing there answers for it"
+        )
+        raise InputError(f"cannot read {url!r}: {said}") from error
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot read {url!r}: {error}") from error
 

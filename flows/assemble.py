@@ -183,9 +183,9 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     for path, text in spec.overrides.items():
         head, _, rest = path.partition(".")
         if head == "student" and rest:
-            student = recipe.override(student, rest, text)
+            student = recipe.override(student, rest, text, "student.")
         elif head == "observers" and rest:
-            observers = tuple(recipe.override(o, rest, text) for o in observers)
+            observers = tuple(recipe.override(o, rest, text, "observers.") for o in observers)
         else:
             method = recipe.override(method, path, text)
     method, compact = _coded(method, spec)

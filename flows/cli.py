@@ -275,16 +275,20 @@ def pack(
     split: Annotated[list[str] | None, typer.Option(help="Split; may be repeated.  [default: train]")] = None,
     image_column: Annotated[str | None, typer.Option(help="Default: the only image column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: the only class column.")] = None,
-    side: Annotated[int, typer.Option(help="Pixels a side of `digits`.")] = 16,
+    side: Annotated[int, typer.Option(min=1, max=512, help="Pixels a side of `digits`.")] = 16,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
 ) -> None:
     """Pack images into WebDataset shards with an index.json."""
     from dd_tasks import packing
+    from dd_tasks.errors import InputError
     from flows import console
 
     console.start()
-    for part in (splits := split or ["train"]):
+    splits = split or ["train"]
+    if len(set(splits)) < len(splits):
+        raise InputError(f"--split {max(splits, key=splits.count)!r} is given twice")
+    for part in splits:
         classes, samples = packing.samples_of(source, part, image_column, label_column, side)
         prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", part).strip("-")
         folder = out / prefix if len(splits) > 1 else out
@@ -336,7 +340,7 @@ def main() -> None:
         raise SystemExit(130) from None
     except UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
-        print(message if len(sys.argv) < 3 and "Usage" in message else f"retort: {_open(message)}", file=sys.stderr)
+        print(message if "Usage: " in message else f"retort: {_open(_placed(error, message))}", file=sys.stderr)
         raise SystemExit(2) from None
     except (ValueError, OSError) as error:
         line = _one_line(error)
@@ -363,6 +367,20 @@ def _open(text: str) -> str:
     from dd_tasks.visible import one_line
 
     return one_line(redacted(text))
+
+
+def _placed(error: Exception, message: str) -> str:
+    """The message of a mistake in the arguments; of a value that is none for its option, led by both."""
+    _, said, reason = message.partition(": ")
+    options = getattr(getattr(error, "param", None), "opts", [])
+    if not message.startswith("Invalid value for ") or not said:
+        return message[:1].lower() + message[1:].rstrip(".")
+    for at, word in enumerate(sys.argv):
+        option, equals, value = word.partition("=")
+        if option in options:
+            given = value if equals else sys.argv[at + 1]
+            return f"{option} {given!r}: {reason[:1].lower()}{reason[1:]}"
+    return message
 
 
 def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

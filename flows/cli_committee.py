@@ -42,7 +42,7 @@ def train(
     committee: Annotated[str, typer.Argument(help="A committee by name.")] = "small",
     side: Side = None,
     tolerate: Tolerate = 0,
-    keep_every: Annotated[int, typer.Option(help="Keep a checkpoint every k epochs.")] = 0,
+    keep_every: Annotated[int, typer.Option(min=0, help="Keep a checkpoint every k epochs.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the committee's own.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",

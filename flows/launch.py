@@ -1,6 +1,7 @@
 """What the commands do: checks that need no server first, then the flow, then what a user wants to see of it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -38,6 +39,7 @@ def run(
 ) -> None:
     """Distil; where a folder is given for the profile, its count is under way."""
     artifact.check_out(out)
+    check_file(page, "--report")
     check_places(spec.shards + spec.test, settings)
     check_recipe(spec)
     if profile_to:
@@ -114,6 +116,17 @@ def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
     expect(settings)
 
     device_of(settings)
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """InputError unless a file can be written there."""
+    if path is None:
+        return
+    parent = next(folder for folder in path.resolve().parents if folder.exists())
+    if path.is_dir() or not str(path.name):
+        raise InputError(f"{option} {path}: is a folder; name a file")
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise InputError(f"{option} {path}: cannot write into {parent}; choose another place")
 
 
 def _shown(width: int) -> Console:
@@ -195,6 +208,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
     """Whether the artifact keeps its promises; the table says which it does not."""
     from flows.verify import expect_usable, verify_dataset
 
+    check_file(results, "--junit")
     check_places(expect_usable(target, scope), settings)
     checks = verify_dataset(target, scope, settings)
     table = Table(title=f"{target}{': the first seed of each claim' if scope.quick else ''}")
@@ -210,6 +224,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
 
 
 def write_report(path: Path, out: Path) -> None:
+    check_file(out, "--out")
     loaded = artifact.read(path)
     kept = path / "assets" / "story.safetensors"
     if not kept.exists():
@@ -302,6 +317,7 @@ def import_observer(
 ) -> None:
     """Check the observer in, then add it to the committee file."""
     builder(member.architecture)
+    check_file(committee, "--committee")
     others = read_committee(committee) if committee.exists() else ()
     check_places(patterns, settings)
     _seat((member,), patterns, side, 0, settings)
