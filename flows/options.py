@@ -95,7 +95,7 @@ def use_hub(endpoint: str | None) -> None:
         return
     if not re.match(r"https?://[^/]", endpoint):
         raise InputError(f"--endpoint {endpoint!r}: expected http:// or https:// and a host")
-    expect_open(endpoint, "--endpoint", "what is published")
+    expect_open(endpoint, "--endpoint", "logs")
     os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
 
 
@@ -137,6 +137,8 @@ def _first(error: "ValidationError") -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{place} is missing"
     return f"{place} {first['input']!r}: {said[:1].lower()}{said[1:]}"
 
 
@@ -178,7 +180,8 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
     try:
         return RunSpec(**{**values, **given})
     except ValidationError as error:
-        raise InputError(_first(error)) from None
+        own = preset.endswith((".yaml", ".yml")) and error.errors()[0]["loc"][0] not in given
+        raise InputError(f"{preset}: {_first(error)}" if own else _first(error)) from None
 
 
 def _yaml(path: Path) -> dict[str, Any]:

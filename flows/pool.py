@@ -43,7 +43,7 @@ class WorkerLostError(ConnectionError):
     """The worker of a run died, or is not heard of any more."""
 
 
-@flow(name="make-stage", flow_run_name="{what}")
+@flow(name="make-stage", persist_result=False, flow_run_name="{what}")
 def make_stage(what: str, spec: RunSpec, kind: str, digest: str, settings: Settings) -> State[Any] | None:
     """On a worker: make one result of the run that `spec` specifies; what it is made of is in the store."""
     wanted = Ref(kind, digest)

@@ -168,4 +168,4 @@ def asking(body: Callable[P, R]) -> Callable[P, R]:
 
 def flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """`prefect.flow` for flows of ours."""
-    return lambda fn: WalkedFlow(fn, **options)
+    return lambda fn: WalkedFlow(fn, persist_result=False, **options)

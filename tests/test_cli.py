@@ -130,8 +130,8 @@ def test_an_unknown_preset_names_the_choices(
         (None, "retort: cannot read {}: No such file or directory"),
         ("a: [", "retort: {} is not YAML: "),
         ("- a", "retort: {}: expected a mapping of parameters, found list"),
-        ("preset: e2d", "retort: shards "),
-        ("preset: e2d\nshards: [x]\nipc: 1\nipx: 2", "retort: ipx 2: extra inputs are not permitted"),
+        ("preset: e2d", "retort: {}: shards is missing"),
+        ("preset: e2d\nshards: [x]\nipc: 1\nipx: 2", "retort: {}: ipx 2: extra inputs are not permitted"),
     ],
 )
 def test_a_bad_specification_is_one_line(

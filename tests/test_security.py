@@ -1,9 +1,21 @@
 """Nothing that data brings is run, and nothing that it names is a path."""
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from auditing import findings
+from hub_state import Commit, File, Hub
+
+from dd_tasks.errors import InputError
+from dd_tasks.redaction import redacted, without_secrets
+from dd_tasks.visible import one_line, visible
+from flows import cli
+from flows.environment import own_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("flows", "dd_tasks", "schemas", "benchmarks", "infra")
@@ -90,3 +102,123 @@ def test_the_audit_finds(text: str) -> None:
 @pytest.mark.parametrize("text", GOOD)
 def test_the_audit_lets_pass(text: str) -> None:
     assert findings(text) == []
+
+
+def test_prefect_keeps_no_result_of_ours() -> None:
+    """Its own format for them is pickle."""
+    from prefect import Flow, Task
+
+    from flows import committee, compare, distill, pool, release, tasks, verify
+
+    ours = [
+        one
+        for module in (committee, compare, distill, pool, release, tasks, verify)
+        for one in vars(module).values()
+        if isinstance(one, Flow | Task)
+    ]
+    assert len(ours) > 20
+    assert [one.name for one in ours if one.persist_result is not False] == []
+
+
+def test_the_folder_of_compiled_networks_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = own_folder("compiled")
+    assert folder == str(tmp_path / "retort" / "compiled") and os.stat(folder).st_mode & 0o777 == 0o700
+    os.chmod(folder, 0o777)
+    assert own_folder("compiled") is None
+    code = "from flows.environment import *; prepare_environment(); import os; print(os.environ.get(COMPILED))"
+    clean = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    for mode, found in ((0o777, "None"), (0o700, folder)):
+        os.chmod(folder, mode)
+        done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found
+
+
+# ---- weights
+
+CONTENT, PINNED = b"other weights", "0" * 64
+
+
+def test_weights_other_than_the_pinned_ones_are_one_line(
+    hub: Hub, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    made = hub.create("models", "org/net")
+    made.add("refs/heads/main", Commit({"model.safetensors": File(CONTENT, True)}, "others"))
+    (tmp_path / "pinned.json").write_text(
+        json.dumps({"observers": [{"architecture": "convnet3_w32", "weights": "org/net", "sha256": PINNED}]})
+    )
+    train = f"{digits}/train/*.tar"
+    found = f"weights org/net have sha256 {hashlib.sha256(CONTENT).hexdigest()}, not {PINNED}"
+    guided = f"clom(e2d, convnet3_w32@weights=org/net sha256={PINNED})"
+    more = ["--shards", train, "--ipc", "1", "--seeds", "1", "--full-epochs", "0", "--no-bytes-row"]
+    for command in (
+        ["committee", "import", "convnet3_w32", "--weights", "org/net", "--sha256", PINNED, "--shards", train],
+        ["committee", "train", "pinned.json", "--shards", train],
+        ["run", "rded", "--committee", "pinned.json", *more],
+        ["run", guided, "--committee", "tiny", "--set", "observers.epochs=1", *more],
+    ):
+        monkeypatch.setattr(sys, "argv", ["retort", *command])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("retort: ")]
+        assert stopped.value.code == 2 and len(lines) == 1 and lines[0].endswith(found), lines
+    assert not (tmp_path / "runs" / "dataset").exists() and not (tmp_path / "committee.json").exists()
+
+
+# ---- what is told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot read 'https://me:pass@word@host/a.tar'", "cannot read 'https://***@host/a.tar'"),
+        ("s3://key@bucket/x and //me@host", "s3://***@bucket/x and //***@host"),
+        ("see https://host/a?X-Amz-Signature=abc&b=c now", "see https://host/a?*** now"),
+        ("--shards 'https://host/{0..9}.tar?sig=a%2Fb' --ipc 1", "--shards 'https://host/{0..9}.tar?***' --ipc 1"),
+        ("s3://bucket/train-?.tar", "s3://bucket/train-?.tar"),
+        ("hf://datasets/org/name@v1/train.tar", "hf://datasets/org/name@v1/train.tar"),
+        ("the token is tested-token-1", "the token is ***"),
+        ("key tested-key-2, nested tested-key-3, written tested-key-4", "key ***, nested ***, written ***"),
+        ("short is pw", "short is pw"),
+    ],
+)
+def test_secrets_are_cut_out(text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setenv("HF_TOKEN", "tested-token-1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tested-key-2")
+    monkeypatch.setenv("FSSPEC_S3", json.dumps({"client_kwargs": {"aws_session_token": "tested-key-3"}}))
+    monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "tested-key-4"})
+    monkeypatch.setenv("SHORT_TOKEN", "pw")
+    assert redacted(text) == told
+    assert str(InputError(text)) == told
+
+
+def test_an_error_that_is_kept_tells_no_secret_and_stays_of_its_kind() -> None:
+    secret = "cannot reach https://me:password@host/x"
+    for error, kind in (
+        (TimeoutError(secret), TimeoutError), (ConnectionResetError(secret), ConnectionError),
+        (PermissionError(13, secret), OSError), (KeyError(secret), RuntimeError),
+    ):  # fmt: skip
+        kept = without_secrets(error)
+        assert isinstance(kept, kind) and "password" not in f"{kept} {kept.args}" and "host/x" in str(kept)
+    harmless = ValueError("fine")
+    assert without_secrets(harmless) is harmless
+    try:
+        try:
+            raise OSError(secret)
+        except OSError as error:
+            raise InputError("no such shard") from error
+    except InputError as error:
+        kept = without_secrets(error)
+        assert kept is error and kept.__cause__ is None and kept.__context__ is None
+
+
+def test_what_cannot_be_seen_is_written_out() -> None:
+    assert visible("a\u202eb\x1b[2J\0\u2066") == "a\\u202eb\\x1b[2J\\x00\\u2066"
+    assert visible("Ünïcode, 日本, עברית, tab\tand\nline") == "Ünïcode, 日本, עברית, tab\tand\nline"
+    assert one_line("two\nlines\u2028 and\tmore ") == "two lines and more"
