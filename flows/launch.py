@@ -24,6 +24,7 @@ from dd_tasks.redaction import redacted
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from dd_tasks.verify import Scope, failed, junit
+from dd_tasks.visible import one_line
 from flows import profile
 from flows.settings import Distilling, Settings, Verifying
 from schemas.comparison import Comparison
@@ -215,7 +216,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
     for column in ("check", "", "what was found", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for check in checks:
-        cells = (check.name, check.outcome, check.message)
+        cells = tuple(map(one_line, (check.name, check.outcome, check.message)))
         table.add_row(*map(Text, cells), f"{check.seconds:.0f}", style="red" if check.outcome == "failed" else None)
     _shown(140).print(table)
     if results is not None:

@@ -69,11 +69,7 @@ def done(digits: Path, tmp_path_factory: pytest.TempPathFactory, s3_served: S3, 
             "canary": ["canary"],
         }.items():
             known = there if name in ("run", "gone") else {}
-            import time
-
-            t0 = time.time()
             codes[name], said[name] = watched(root, name, command, environment | known)
-            print(name, time.time() - t0, flush=True)
     there = fsspec.filesystem("s3", key="any", secret="any", endpoint_url=f"http://127.0.0.1:{s3_served.direct}")
     yield Done(root, said, codes, {path: there.cat_file(path) for path in there.find(bucket)})
     s3_served.reset()
