@@ -42,6 +42,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
+	$(BIN)/python infra/audit.py --uv $(UV)
 
 format: setup
 	$(BIN)/ruff format .

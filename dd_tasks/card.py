@@ -24,6 +24,7 @@ from dd_tasks.claims import (
     percent,
 )
 from dd_tasks.codec import label_schema
+from dd_tasks.visible import one_line
 from schemas.card import CardHeader, ClassLabelType, ClassNames, Config, DataFiles, DatasetInfo, Feature, Split
 from schemas.card import size_category as category
 from schemas.manifest import Manifest
@@ -127,7 +128,7 @@ def header_text(card_header: CardHeader) -> str:
 
 def escape(text: str) -> str:
     """The text so that Markdown and HTML show it as it is, on one line."""
-    marked = re.sub(r"([\\`*_\[\]#|~$:@])", r"\\\1", " ".join(str(text).split()))
+    marked = re.sub(r"([\\`*_\[\]#|~$:@])", r"\\\1", one_line(str(text)))
     return html.escape(marked, quote=False)
 
 
@@ -227,7 +228,7 @@ def render(manifest: Manifest, table_bytes: Mapping[str, int], *, repository: st
         "equal_bytes": [_bytes_sentence(pair) for pair in at_equal_bytes(manifest.claims)],
         "shards_shown": SHARDS_SHOWN,
         "mean_std": [[float(f"{x:.6g}") for x in triple] for triple in (manifest.mean, manifest.std)],
-        "command": " ".join(manifest.command.split()),
+        "command": one_line(manifest.command),
         "download": {table: download_bytes(manifest, table) for table in columns(manifest)},
     }
     text = _template().render(values) + "\n"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dd_tasks.visible import one_line
 from schemas.manifest import Manifest
 
 SHOWN_IDENTITY = 12  # digits
@@ -60,7 +61,7 @@ def papers(preset: str) -> list[str]:
 
 def tex(text: str) -> str:
     """The text on one line, so that TeX sets it as it is."""
-    return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(TEX.get(letter, letter) for letter in one_line(text))
 
 
 def title(manifest: Manifest) -> str:

@@ -109,6 +109,10 @@ class Imported:
     weights: str
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise InputError(f"sha256 {self.sha256!r} of weights {self.weights!r}: expected 64 hexadecimal digits")
+
     @property
     def name(self) -> str:
         return f"{self.architecture}@{self.sha256[:8]}"

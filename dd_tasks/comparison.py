@@ -7,6 +7,7 @@ from itertools import groupby
 from dd_tasks.axes import Axis, Mark
 from dd_tasks.card import escape
 from dd_tasks.claims import LIMITS, Pairing, accuracy, pairings, percent
+from dd_tasks.redaction import redacted
 from dd_tasks.report import duration, template
 from dd_tasks.scores import augmentation_robust_score, label_robust_score
 from schemas import comparison as schema
@@ -59,7 +60,7 @@ def compared(
         source=first.source.digest,
         test=first.test.digest if first.test else None,
         seed=first.seed,
-        command=command,
+        command=redacted(command),
         machine=first.cost.machine,
         versions=first.versions,
     )

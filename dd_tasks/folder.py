@@ -17,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dd_tasks.errors import InputError
+from dd_tasks.redaction import redacted
 from dd_tasks.whole import sync, told
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ PASSING = {
     "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # as file systems call it
-PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ class Folder:
     """
 
     def __init__(self, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
-        self.url, self.pauses = url, pauses
+        self.url, self.pauses = redacted(url), pauses
+        if not url.strip():
+            raise InputError(f"store {url!r}: expected a folder or a URL")
         if re.search(r"//[^/@\s]*:[^/@\s]*@", url):
             raise InputError(
-                f"store {redacted(url)}: a password in a URL ends in logs and manifests; give it by the environment or "
+                f"store {url}: a password in a URL ends in logs and manifests; give it by the environment or "
                 "fsspec's configuration"
             )
         protocol = url.partition(":")[0] if "://" in url else "file"
@@ -75,10 +77,10 @@ class Folder:
             self._failures, self._passing = self._failures + others, self._passing + cut
 
     def check(self) -> None:
-        """InputError unless files can be written, read and removed."""
-        probe = self.path(f".probe-{uuid.uuid4().hex}")
+        """InputError unless files can be written, read and removed. On this machine no folder is made for that."""
+        probe = posixpath.join(_standing(self.root) if self.local else self.root, f".probe-{uuid.uuid4().hex}")
         try:
-            if not self.atomic:
+            if not (self.local or self.atomic):
                 self.fs.makedirs(self.root, exist_ok=True)
             self._patiently(lambda: self.fs.pipe_file(probe, b""))
             self.remove(probe)
@@ -145,6 +147,8 @@ class Folder:
             raise InputError(str(error)) from None
         if not found and not self.atomic and not self.fs.exists(self.root):
             raise InputError(f"store {self.url}: nothing is there")
+        if self.local and os.path.isfile(self.root):
+            raise InputError(f"store {self.url}: is a file; expected a folder or a URL")
         start = len(self.root.rstrip("/")) + 1
         return {path[start:]: File(int(info["size"] or 0), _when(info)) for path, info in found.items()}
 
@@ -175,13 +179,15 @@ class Folder:
         return kind(f"store {self.url}: {bucket}{_said(error)}")
 
 
+def _standing(path: str) -> str:
+    """The path itself, or the nearest folder above it that is there."""
+    while not os.path.lexists(path):
+        path = posixpath.dirname(path) or "/"
+    return path
+
+
 class Unreachable(OSError):
     """A store that gave no answer for as long as one waits."""
-
-
-def redacted(text: str) -> str:
-    """Without the user and password of any URL in it."""
-    return PASSWORD.sub("//", text)
 
 
 def _said(error: Exception) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_tasks.committee import Imported, Member, ObserverRecipe
-from dd_tasks.errors import InputError, unknown
+from dd_tasks.errors import InputError, expect_open, unknown
 from dd_tasks.networks import builder, with_features
 from dd_tasks.ranges import Positive
 from dd_tasks.types import Reading, RealImages, Studio
@@ -66,6 +66,7 @@ def _courses(text: str, what: str) -> Iterator[Course]:
             raise InputError(f"{what}: expected {key}=VALUE")
         given[key] = value
     builder(architecture)
+    expect_open(given.get("source", ""), f"{architecture}: source", "the manifest")
     if "weights" in given:
         if set(given) != {"weights", "sha256"}:
             raise InputError(f"{what}: weights= goes with sha256=, and with nothing else")

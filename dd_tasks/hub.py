@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dd_tasks.errors import InputError
+from dd_tasks.redaction import redacted
 
 if TYPE_CHECKING:
     import httpx2  # the HTTP client of huggingface_hub
@@ -198,9 +199,13 @@ class Repository:
         limit_requests()
         return HfApi(token=self.token)
 
+    def told(self, words: str) -> str:
+        """Words about it, led by its name, without secrets; a careless Hub may repeat the token."""
+        return redacted(f"{self.name}: {words}".replace(self.token, "***") if self.token else f"{self.name}: {words}")
+
     def url(self, revision: str) -> str:
         """The page of a revision."""
-        return f"{self.api.endpoint}/datasets/{self.name}/tree/{revision}"
+        return redacted(f"{self.api.endpoint}/datasets/{self.name}/tree/{revision}")
 
     def is_private(self) -> bool | None:
         """None where there is no such repository."""
@@ -310,7 +315,7 @@ class Repository:
     def _call(self, what: str, call: Callable[[], T], landed: Callable[[], T | None] = _nothing) -> T:
         """Make the call; where its failure may pass, again after a pause, unless `landed` finds that it was done.
 
-        HubError says why it failed, without the token, which a careless Hub may repeat, and without a chain of causes.
+        HubError says why it failed, without secrets and without a chain of causes.
         """
         import httpx2
 
@@ -323,7 +328,7 @@ class Repository:
             if (found := landed()) is not None:
                 return found
             wait = _pause(failure, next(pauses, None))
-            said = f"{self.name}: {what}: {_reason(failure)}".replace(self.token, "***")
+            said = self.told(f"{what}: {_reason(failure)}")
             if wait is None:
                 raise HubError(said)
             log.warning("%s; again in %g s", said, wait)

@@ -66,6 +66,9 @@ def pack(
 
 
 def _expect_free(out: Path, overwrite: bool) -> None:
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise InputError(f"'{out}': cannot write into {parent}; name another folder")
     if not out.exists():
         return
     if not out.is_dir():
@@ -146,6 +149,8 @@ def samples_of(
         return digits_samples(split, side=side)
     if Path(source).is_dir() and not is_dataset(Path(source)):
         return folder_samples(Path(source))
+    if Path(source).is_file() and not source.endswith(".parquet"):
+        raise InputError(f"'{source}' is a file; expected a folder of class folders, a dataset, or `digits`")
     return dataset_samples(source, split, image_column, label_column)
 
 
@@ -207,7 +212,7 @@ def _load(name_or_path: str, split: str) -> Any:
         if name_or_path.endswith(".parquet"):
             return datasets.load_dataset("parquet", data_files={split: name_or_path}, split=split)
         return datasets.load_dataset(name_or_path, split=split)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(f"dataset {name_or_path!r}, split {split!r}: {str(error).splitlines()[0]}") from error
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from dd_tasks.seconds import spent
+from dd_tasks.visible import one_line
 
 TILE = 64  # pixels an image is scaled to, about
 HEAT_TILE = 128
@@ -130,7 +131,7 @@ class Grid:
 
 def fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text on one line, cut with an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
+    text = one_line(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,6 +1,7 @@
 """The published methods, as functions returning a Recipe. A preset's docstring names its paper and where it departs."""
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -253,6 +254,10 @@ def _own(name: str, side: int) -> Recipe:
         raise InputError(f"preset {name!r}: {error}") from None
     finally:
         sys.path.pop(0)
+    try:
+        inspect.signature(make).bind(side=side)
+    except (TypeError, ValueError):
+        raise InputError(f"preset {name!r}: expected a function that takes side=PIXELS alone") from None
     made = make(side=side)
     if not isinstance(made, Recipe):
         raise InputError(f"preset {name!r} returned {type(made).__name__}, not a Recipe")

@@ -18,6 +18,7 @@ from dd_tasks.card import for_repository
 from dd_tasks.changelog import changelog
 from dd_tasks.errors import InputError
 from dd_tasks.hub import PAUSES, Blob, HubError, Landed, Onto, Refs, Repository
+from dd_tasks.redaction import hide
 from dd_tasks.validate import loads, validate
 from dd_tasks.whole import all_or_nothing
 from schemas.manifest import Manifest
@@ -81,6 +82,7 @@ def checked_token(token: str, place: str) -> str:
     """The token without blanks around it. InputError, which does not show it, where it is none."""
     if not TOKEN.fullmatch(token := token.strip()):
         raise InputError(f"{place}: {'holds no token that can be sent' if token else 'is empty'}")
+    hide(token)
     return token
 
 
@@ -227,8 +229,7 @@ def _read_back(release: Release, revision: str, repository: Repository) -> None:
     with tempfile.TemporaryDirectory() as folder:
         wrong = list(_fetched(release, revision, repository, Path(folder))) or validate(Path(folder))
     if wrong := wrong or _opened(release, revision, repository):
-        said = f"{repository.name}: revision {revision} does not read back and was not tagged: {wrong[0]}"
-        raise HubError(said.replace(repository.token, "***"))
+        raise HubError(repository.told(f"revision {revision} does not read back and was not tagged: {wrong[0]}"))
 
 
 def _fetched(release: Release, revision: str, repository: Repository, folder: Path) -> Iterator[str]:
@@ -244,7 +245,7 @@ def _opened(release: Release, revision: str, repository: Repository) -> list[str
         wrong = loads(repository.name, release.manifest, revision=revision, token=repository.token)
         if not wrong:
             return []
-        log.warning("%s", f"{repository.name}: {wrong[0]}; again in {pause:g} s".replace(repository.token, "***"))
+        log.warning("%s", repository.told(f"{wrong[0]}; again in {pause:g} s"))
         time.sleep(pause)
     return loads(repository.name, release.manifest, revision=revision, token=repository.token)
 

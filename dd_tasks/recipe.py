@@ -102,14 +102,14 @@ def identity(stage: str, version: int, **inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def override(value: Any, path: str, text: str) -> Any:
+def override(value: Any, path: str, text: str, within: str = "") -> Any:
     """`value` with the field at the dotted `path` set from `text`; an index picks from a tuple, a part's name makes
     that part with its defaults: `schedule.phases.0.steps=100`, `initialiser=Representatives`.
 
     InputError naming the place and the choices: for a place that is none, a part that does not fit there, or a number
-    outside the field's range.
+    outside the field's range. The place is called by what the value is `within`, too.
     """
-    return _override(value, type(value), path.split("."), text, path)
+    return _override(value, type(value), path.split("."), text, within + path)
 
 
 def _override(value: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:

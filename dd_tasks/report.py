@@ -24,6 +24,7 @@ from dd_tasks.card import size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
 from dd_tasks.seconds import spent
 from dd_tasks.types import Canvas
+from dd_tasks.visible import visible
 from schemas.manifest import Claim, Manifest
 
 PER_CLASS, CLASSES_SHOWN, PAIRS_SHOWN = 10, 100, 500
@@ -252,10 +253,11 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 
 @cache
 def template(name: str) -> Template:
-    """A page, escaping whatever it is given."""
+    """A page, escaping whatever it is given, and writing out what would not be seen of it."""
     folder = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
+    environment.finalize = lambda value: visible(value) if type(value) is str else value
     environment.filters.update(accuracy=accuracy, percent=percent, size=size, duration=duration, plural=plural)
     return environment.get_template(name)
 

@@ -21,6 +21,7 @@ from dd_tasks.label import Labeller
 from dd_tasks.networks import builder
 from dd_tasks.pictures import preview
 from dd_tasks.recipe import Recipe, identity, plain
+from dd_tasks.redaction import redacted
 from dd_tasks.shards import Source
 from dd_tasks.store import Ref
 from dd_tasks.students import StudentRecipe, shared
@@ -182,9 +183,9 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     for path, text in spec.overrides.items():
         head, _, rest = path.partition(".")
         if head == "student" and rest:
-            student = recipe.override(student, rest, text)
+            student = recipe.override(student, rest, text, "student.")
         elif head == "observers" and rest:
-            observers = tuple(recipe.override(o, rest, text) for o in observers)
+            observers = tuple(recipe.override(o, rest, text, "observers.") for o in observers)
         else:
             method = recipe.override(method, path, text)
     method, compact = _coded(method, spec)
@@ -313,7 +314,7 @@ def draft_of(
         claims=claims_of(results.measured, "test" if data.test else "held-out", settings),
         cost=cost,
         metrics=_metrics(results, cost, settings),
-        command=command,
+        command=redacted(command),
         versions={"python": sys.version.split()[0]}
         | {package: importlib.metadata.version(package) for package in VERSIONS},
         files={},

@@ -1,10 +1,11 @@
 """`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
 
 import re
-import shlex
 import sys
+import traceback
 from io import TextIOWrapper
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -53,6 +54,7 @@ from flows.options import (
     settings_of,
     spec_of,
     use_hub,
+    words,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -137,7 +139,7 @@ def run(
     elif explain:
         launch.explain(spec, out, settings_of(store, device, verbose))
     else:
-        launch.run(spec, out, report, settings, shlex.join(["retort", *sys.argv[1:]]), wanted)
+        launch.run(spec, out, report, settings, words(), wanted)
 
 
 @app.command()
@@ -183,7 +185,7 @@ def compare(
     from flows import launch
 
     settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
-    launch.compare(specs, out, settings, shlex.join(["retort", *sys.argv[1:]]))
+    launch.compare(specs, out, settings, words())
 
 
 @app.command("presets")
@@ -200,8 +202,7 @@ def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")
     from dd_tasks.validate import validate as problems_of
 
     problems = problems_of(path)
-    for problem in problems:
-        print(problem)
+    _told(problems)
     if problems:
         raise SystemExit(1)
     print(f"{path}: valid")
@@ -275,16 +276,20 @@ def pack(
     split: Annotated[list[str] | None, typer.Option(help="Split; may be repeated.  [default: train]")] = None,
     image_column: Annotated[str | None, typer.Option(help="Default: the only image column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: the only class column.")] = None,
-    side: Annotated[int, typer.Option(help="Pixels a side of `digits`.")] = 16,
+    side: Annotated[int, typer.Option(min=1, max=512, help="Pixels a side of `digits`.")] = 16,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
 ) -> None:
     """Pack images into WebDataset shards with an index.json."""
     from dd_tasks import packing
+    from dd_tasks.errors import InputError
     from flows import console
 
     console.start()
-    for part in (splits := split or ["train"]):
+    splits = split or ["train"]
+    if len(set(splits)) < len(splits):
+        raise InputError(f"--split {max(splits, key=splits.count)!r} is given twice")
+    for part in splits:
         classes, samples = packing.samples_of(source, part, image_column, label_column, side)
         prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", part).strip("-")
         folder = out / prefix if len(splits) > 1 else out
@@ -307,16 +312,22 @@ def check(
 
     console.start()
     problems = packing.check(patterns, quarantine=Quarantine(tolerate), track=console.track)
-    for problem in problems:
-        print(problem)
+    _told(problems)
     if problems:
         raise SystemExit(1)
     print("sound")
 
 
+def _told(problems: list[str]) -> None:
+    """A line each; what comes from data cannot end it."""
+    for problem in problems:
+        print(_open(problem))
+
+
 def main() -> None:
     """Bad input is one line and exit code 2; so is an operating system's refusal (a full disk, say). SIGTERM and Ctrl-C
-    are one line and exit code 130."""
+    are one line and exit code 130. No secret is told, not even by a failure of our own."""
+    from dd_tasks.redaction import hush
     from flows import interrupts
     from flows.environment import keep_freed_memory, prepare_environment
 
@@ -324,6 +335,8 @@ def main() -> None:
         try:
             prepare_environment()
             keep_freed_memory()
+            hush()
+            sys.excepthook = _failed
             for stream in (sys.stdout, sys.stderr):  # of a locale that knows no ± (say)
                 if isinstance(stream, TextIOWrapper):
                     stream.reconfigure(errors="replace")
@@ -339,7 +352,7 @@ def _run() -> None:
         raise SystemExit(app(standalone_mode=False) or 0)
     except UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
-        print(message if len(sys.argv) < 3 and "Usage" in message else f"retort: {message}", file=sys.stderr)
+        print(message if "Usage: " in message else f"retort: {_open(_placed(error, message))}", file=sys.stderr)
         raise SystemExit(2) from None
     except (ValueError, OSError) as error:
         line = _one_line(error)
@@ -353,9 +366,37 @@ def _one_line(error: ValueError | OSError) -> str | None:
     from dd_tasks.errors import InputError
 
     if isinstance(error, InputError):
-        return " ".join(str(error).split())
+        return _open(str(error))
     if isinstance(error, OSError):
-        return (
-            f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error.strerror or error)
-        )
+        named = error.filename and error.strerror
+        return _open(f"{error.filename}: {error.strerror}" if named else str(error.strerror or error))
     return None
+
+
+def _open(text: str) -> str:
+    """On one line, without secrets."""
+    from dd_tasks.redaction import redacted
+    from dd_tasks.visible import one_line
+
+    return one_line(redacted(text))
+
+
+def _placed(error: Exception, message: str) -> str:
+    """The message of a mistake in the arguments; of a value that is none for its option, led by both."""
+    _, said, reason = message.partition(": ")
+    options = getattr(getattr(error, "param", None), "opts", [])
+    if not message.startswith("Invalid value for ") or not said:
+        return message[:1].lower() + message[1:].rstrip(".")
+    for at, word in enumerate(sys.argv):
+        option, equals, value = word.partition("=")
+        if option in options:
+            given = value if equals else sys.argv[at + 1]
+            return f"{option} {given!r}: {reason[:1].lower()}{reason[1:]}"
+    return message
+
+
+def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows a failure that nobody expected."""
+    from dd_tasks.redaction import redacted
+
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -1,7 +1,5 @@
 """`retort committee ...` and `retort guides ...`: the networks that judge, ahead of the runs that seat them."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +29,7 @@ from flows.options import (
     Workers,
     settings_of,
     spec_of,
+    words,
 )  # fmt: skip
 
 committee_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train or import the observers.")
@@ -43,7 +42,7 @@ def train(
     committee: Annotated[str, typer.Argument(help="A committee by name.")] = "small",
     side: Side = None,
     tolerate: Tolerate = 0,
-    keep_every: Annotated[int, typer.Option(help="Keep a checkpoint every k epochs.")] = 0,
+    keep_every: Annotated[int, typer.Option(min=0, help="Keep a checkpoint every k epochs.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the committee's own.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
@@ -134,8 +133,7 @@ def study(
     )  # fmt: skip
     from flows import launch
 
-    command = shlex.join(["retort", *sys.argv[1:]])
-    launch.compare(specs, out, settings_of(store, device, verbose), command, factors)
+    launch.compare(specs, out, settings_of(store, device, verbose), words(), factors)
 
 
 @committee_app.command("import")

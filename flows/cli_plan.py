@@ -63,6 +63,14 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON (schemas/json/plan.schema.json).")] = False,
 ) -> None:
     """What a run will do, take and cost: image-updates, time, memory, bytes. Nothing is computed."""
+    from dd_tasks.errors import InputError
+
+    if dataset and shards:
+        raise InputError(f"--dataset {dataset!r} and --shards {shards[0]!r}: name one of them")
+    if (dataset or shards) and (classes or images):
+        raise InputError(
+            "--classes and --images are of a dataset that is not at hand: leave out --dataset and --shards"
+        )
     elsewhere = [dataset] if dataset else ["planned"] if classes or images else None
     spec = spec_of(
         preset, shards=elsewhere or shards, test=test, ipc=ipc, side=side, committee=committee, students=student,
@@ -91,8 +99,8 @@ def calibrate(
         list[str] | None, typer.Option(help="Whose terms; may be repeated.  [default: sre2l, e2d]")
     ] = None,
     classes: Annotated[int, typer.Option(min=2, help="Classes that the networks tell apart.")] = 10,
-    panel: Annotated[list[int] | None, typer.Option(help="Sizes of panels.  [default: 10, 100]")] = None,
-    student_batch: Annotated[list[int] | None, typer.Option(help="Of students.  [default: 10, 100]")] = None,
+    panel: Annotated[list[int] | None, typer.Option(min=1, help="Sizes of panels.  [default: 10, 100]")] = None,
+    student_batch: Annotated[list[int] | None, typer.Option(min=2, help="Of students.  [default: 10, 100]")] = None,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Also where torch.compile is used.")] = True,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 2.0,
     device: Device = "auto",
@@ -101,9 +109,10 @@ def calibrate(
 ) -> None:
     """Measure this device with real networks and the loops of a run, a few seconds each, for `retort plan`."""
     from dd_tasks.calibrate import Trial
-    from flows import console, planning
+    from flows import console, launch, planning
 
     console.start(verbose)
+    launch.check_file(out, "--out")
     trial = Trial(
         side=side, classes=classes, committee=committee, students=tuple(student or ("convnet3",)),
         presets=tuple(preset or ("sre2l", "e2d")), panels=tuple(panel or (10, 100)),

@@ -18,6 +18,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
 from dd_tasks.errors import InputError
+from dd_tasks.redaction import redacted
 from flows.plain import is_plain
 from flows.seeing import follow
 from flows.settings import PARTS, Part, Request, Settings
@@ -161,5 +162,5 @@ def _result(name: str, future: PrefectFuture[R]) -> R:
 
 
 def line_of(error: BaseException) -> str:
-    """The first line of what it says, or its name."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of what it says, or its name; no secret."""
+    return redacted(next(iter(str(error).splitlines()), "")) or type(error).__name__

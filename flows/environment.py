@@ -22,10 +22,31 @@ PREFECT_DEFAULTS = {
 }
 
 
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+
+
 def prepare_environment() -> None:
     """Defaults for the libraries we start. Call before anything imports prefect."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if COMPILED not in os.environ and (folder := own_folder("compiled")):
+        os.environ[COMPILED] = folder
+
+
+def own_folder(name: str) -> str | None:
+    """A folder in the user's cache that nobody else can write; None where there can be none.
+
+    torch unpickles what it finds in its cache of compiled networks. Its default is a name in the folder for temporary
+    files that anybody can take first.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = os.path.join(cache, "retort", name)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        found = os.stat(path)
+    except OSError:
+        return None
+    return path if found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
 
 
 def keep_freed_memory() -> None:

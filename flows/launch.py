@@ -1,6 +1,7 @@
 """What the commands do: checks that need no server first, then the flow, then what a user wants to see of it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,14 +15,16 @@ from rich.text import Text
 from dd_tasks import artifact, comparison, presets, report, whole
 from dd_tasks.claims import RESULT_COLUMNS, result_rows, result_title
 from dd_tasks.committee import Imported, Member, named, read_committee
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, expect_open
 from dd_tasks.guides import Guides, sources
 from dd_tasks.networks import builder
 from dd_tasks.publish import check as check_release
 from dd_tasks.recipe import Recipe, plain, voters_in
+from dd_tasks.redaction import redacted
 from dd_tasks.shards import expand
 from dd_tasks.store import Store
 from dd_tasks.verify import Scope, failed, junit
+from dd_tasks.visible import one_line
 from flows import profile
 from flows.settings import Distilling, Settings, Verifying
 from schemas.comparison import Comparison
@@ -37,6 +40,7 @@ def run(
 ) -> None:
     """Distil; where a folder is given for the profile, its count is under way."""
     artifact.check_out(out)
+    check_file(page, "--report")
     check_places(spec.shards + spec.test, settings)
     check_recipe(spec)
     if profile_to:
@@ -113,6 +117,17 @@ def check_places(patterns: tuple[str, ...], settings: Settings) -> None:
     expect(settings)
 
     device_of(settings)
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """InputError unless a file can be written there."""
+    if path is None:
+        return
+    parent = next(folder for folder in path.resolve().parents if folder.exists())
+    if path.is_dir() or not str(path.name):
+        raise InputError(f"{option} {path}: is a folder; name a file")
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise InputError(f"{option} {path}: cannot write into {parent}; choose another place")
 
 
 def _shown(width: int) -> Console:
@@ -194,13 +209,14 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
     """Whether the artifact keeps its promises; the table says which it does not."""
     from flows.verify import expect_usable, verify_dataset
 
+    check_file(results, "--junit")
     check_places(expect_usable(target, scope), settings)
     checks = verify_dataset(target, scope, settings)
     table = Table(title=f"{target}{': the first seed of each claim' if scope.quick else ''}")
     for column in ("check", "", "what was found", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for check in checks:
-        cells = (check.name, check.outcome, check.message)
+        cells = tuple(map(one_line, (check.name, check.outcome, check.message)))
         table.add_row(*map(Text, cells), f"{check.seconds:.0f}", style="red" if check.outcome == "failed" else None)
     _shown(140).print(table)
     if results is not None:
@@ -209,6 +225,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
 
 
 def write_report(path: Path, out: Path) -> None:
+    check_file(out, "--out")
     loaded = artifact.read(path)
     kept = path / "assets" / "story.safetensors"
     if not kept.exists():
@@ -222,6 +239,8 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
     """Serve the flows on demand, and by schedule those that are given, until Ctrl-C."""
     if distilling is not None:
         artifact.check_out(distilling.out)
+        for pattern in distilling.spec.shards + distilling.spec.test:
+            expect_open(pattern, "shards", "the deployment")
         check_places(distilling.spec.shards + distilling.spec.test, settings)
         check_recipe(distilling.spec)
     from flows import deploy
@@ -233,7 +252,7 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
         deployments.append(deploy.distilling(distilling, settings))
     if verifying is not None:
         deployments.append(deploy.verifying(verifying, settings))
-    print(f"{deploy.expect_server()} asks this machine, until Ctrl-C, for")
+    print(f"{redacted(deploy.expect_server())} asks this machine, until Ctrl-C, for")
     for each in deployments:
         print(f"- {each.flow_name}/{each.name}: {deploy.when(each)}", flush=True)
     deploy.serve(deployments)
@@ -294,6 +313,7 @@ def import_observer(
 ) -> None:
     """Check the observer in, then add it to the committee file."""
     builder(member.architecture)
+    check_file(committee, "--committee")
     others = read_committee(committee) if committee.exists() else ()
     check_places(patterns, settings)
     _seat((member,), patterns, side, 0, settings)

@@ -8,6 +8,8 @@ from typing import ParamSpec, TypeVar
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
+from dd_tasks.redaction import hush, without_secrets
+
 P = ParamSpec("P")
 R = TypeVar("R")
 OURS = ("dd_tasks", "flows")
@@ -26,8 +28,9 @@ class RunPage(APILogHandler):
 
 
 def reach_the_page() -> None:
-    """Send our loggers' lines to the pages of runs, once each. A process that has set no level, as a worker, sends
-    all of them."""
+    """Send our loggers' lines to the pages of runs, once each and without secrets. A process that has set no level, as
+    a worker, sends all of them."""
+    hush()
     for logger in map(logging.getLogger, OURS):
         if not any(isinstance(handler, RunPage) for handler in logger.handlers):
             others = [handler for handler in logger.handlers if not isinstance(handler, APILogHandler)]
@@ -37,11 +40,17 @@ def reach_the_page() -> None:
 
 
 def on_its_page(function: Callable[P, R]) -> Callable[P, R]:
-    """The function of a stage, whose lines reach the page of its task run."""
+    """The function of a stage, whose lines reach the page of its task run. Neither they nor its failures, which Prefect
+    keeps, tell a secret."""
 
     @functools.wraps(function)
     def logged(*arguments: P.args, **named: P.kwargs) -> R:
         reach_the_page()
-        return function(*arguments, **named)
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            if (failure := without_secrets(error)) is error:
+                raise
+        raise failure
 
     return logged

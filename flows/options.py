@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from flows.settings import Settings
+    from flows.settings import Request, Settings
     from schemas.spec import RunSpec
 
 Store = Annotated[str, typer.Option(envvar="RETORT_STORE", help="Folder or URL of finished results.")]
@@ -29,7 +30,7 @@ Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.
 Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
 Classes = Annotated[str | None, typer.Option(help="Distil these alone, by name, with commas; default: all.")]
 Normalise = Annotated[str | None, typer.Option(help="Pixels by the mean and std of the data, or of imagenet.")]
-Side = Annotated[int | None, typer.Option(help="Pixels a side; default: the shards' own.")]
+Side = Annotated[int | None, typer.Option(min=8, help="Pixels a side; default: the shards' own.")]
 Committee = Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")]
 Student = Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")]
 Seeds = Annotated[int | None, typer.Option(help="Students a row.")]
@@ -50,7 +51,7 @@ BytesRow = Annotated[
     bool | None, typer.Option("--bytes-row/--no-bytes-row", help="Also score real JPEG images of as many bytes.")
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="part.field=value; may be repeated.")]
-Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before failing.")]
+Tolerate = Annotated[int, typer.Option(min=0, help="Broken samples to set aside before failing.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Also write where the seconds went, into OUT-profile.")]
 ProfileTo = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The same, into this folder.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
@@ -76,10 +77,17 @@ def profilable(command: Callable[..., None]) -> Callable[..., None]:
     return counted
 
 
+def words() -> str:
+    """The command that is under way, as a shell would take it, without the secrets in its URLs."""
+    from dd_tasks.redaction import redacted
+
+    return redacted(shlex.join(["retort", *sys.argv[1:]]))
+
+
 def use_hub(endpoint: str | None) -> None:
     """Talk to the Hub at this URL, with progress bars on a terminal alone. Call before anything imports
     huggingface_hub, which reads these settings once."""
-    from dd_tasks.errors import InputError
+    from dd_tasks.errors import InputError, expect_open
 
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -87,6 +95,7 @@ def use_hub(endpoint: str | None) -> None:
         return
     if not re.match(r"https?://[^/]", endpoint):
         raise InputError(f"--endpoint {endpoint!r}: expected http:// or https:// and a host")
+    expect_open(endpoint, "--endpoint", "logs")
     os.environ["HF_ENDPOINT"] = endpoint.rstrip("/")
 
 
@@ -106,15 +115,21 @@ def settings_of(store: str, device: str, verbose: bool, **engine: Any) -> "Setti
         raise InputError(_first(error)) from None
 
 
-def _request(text: str) -> dict[str, str]:
+def _request(text: str) -> "Request":
     """PART:cpus=N,gpus=N,memory=BYTES"""
+    from pydantic import ValidationError
+
     from dd_tasks.errors import InputError
+    from flows.settings import Request
 
     part, _, asked = text.partition(":")
     pairs = [pair.split("=", 1) for pair in asked.split(",")]
     if not all(len(pair) == 2 for pair in pairs):
         raise InputError(f"--request {text!r}: expected PART:cpus=N,gpus=N,memory=BYTES")
-    return {"part": part, **dict(pairs)}
+    try:
+        return Request.model_validate({**dict(pairs), "part": part})
+    except ValidationError as error:
+        raise InputError(f"--request {text!r}: {_first(error)}") from None
 
 
 def _first(error: "ValidationError") -> str:
@@ -122,7 +137,17 @@ def _first(error: "ValidationError") -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{place} is missing"
     return f"{place} {first['input']!r}: {said[:1].lower()}{said[1:]}"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    from dd_tasks.errors import InputError
+
+    if not (names := tuple(filter(None, text.split(",")))):
+        raise InputError(f"--classes {text!r}: expected names of classes, with commas")
+    return names
 
 
 def _overrides(pairs: list[str]) -> dict[str, str]:
@@ -144,18 +169,19 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
 
     given = {key: value for key, value in options.items() if value is not None}
     if "classes" in given:
-        given["classes"] = tuple(filter(None, given["classes"].split(",")))
+        given["classes"] = _names(given["classes"])
     if "set" in given:
         given["set"] = _overrides(given["set"])
     values: dict[str, Any] = {"preset": preset}
     if preset.endswith((".yaml", ".yml")):
         values = _yaml(Path(preset))
     elif "shards" not in given or "ipc" not in given:
-        raise InputError(f"run {preset}: --{'ipc' if 'shards' in given else 'shards'} is missing")
+        raise InputError(f"{preset!r}: --{'ipc' if 'shards' in given else 'shards'} is missing")
     try:
         return RunSpec(**{**values, **given})
     except ValidationError as error:
-        raise InputError(_first(error)) from None
+        own = preset.endswith((".yaml", ".yml")) and error.errors()[0]["loc"][0] not in given
+        raise InputError(f"{preset}: {_first(error)}" if own else _first(error)) from None
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dd_tasks.errors import InputError
 from dd_tasks.extents import known
 from dd_tasks.job import Job
 from dd_tasks.memory import resident
+from dd_tasks.networks import builder
 from dd_tasks.shards import Quarantine
 from flows.assemble import Run, resolve
 from flows.settings import Settings
@@ -219,6 +220,8 @@ def calibrate(trial: Trial, device: str, out: Path) -> Calibration:
     import flows.distill  # noqa: F401  # held by the process of every run
 
     found = device_of(Settings(device=device))
+    for name in trial.students:
+        builder(name)
     base, _ = resident()
     with TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder

@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import EntrypointType
 from prefect.states import Crashed, Failed
 
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, expect_open
 from dd_tasks.store import Ref
 from flows.assemble import Explained
 from flows.distill import distill_dataset
@@ -43,7 +43,7 @@ class WorkerLostError(ConnectionError):
     """The worker of a run died, or is not heard of any more."""
 
 
-@flow(name="make-stage", flow_run_name="{what}")
+@flow(name="make-stage", persist_result=False, flow_run_name="{what}")
 def make_stage(what: str, spec: RunSpec, kind: str, digest: str, settings: Settings) -> State[Any] | None:
     """On a worker: make one result of the run that `spec` specifies; what it is made of is in the store."""
     wanted = Ref(kind, digest)
@@ -68,6 +68,8 @@ def make(ref: Ref, what: str, settings: Settings) -> None:
     pool = pool_in(settings)
     if spec is None or pool is None:
         raise InputError(f"engine {settings.engine!r} is for `retort run` and `retort compare` (choices: local, ray)")
+    for pattern in (*spec.shards, *spec.test):
+        expect_open(pattern, "shards", f"engine {settings.engine!r}")
     with _lock:
         _deploy(pool)
     there = Settings(store=whole_path(settings.store), device=settings.device, threads=threads_of(settings))

@@ -13,6 +13,7 @@ from prefect import Flow, Task
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import get_call_parameters
 
+from dd_tasks.redaction import redacted
 from dd_tasks.store import Ref
 from flows import guard
 from flows.plain import is_looked_at, is_plain, plainly
@@ -111,10 +112,12 @@ class Walked(Task[P, R]):
 
 class WalkedFlow(Flow[P, R]):
     """A flow that is its function in a walk, and where no server looks at it. A server takes parameters of half a
-    megabyte at most: it is told the digest of what has one, as data name every class and shard."""
+    megabyte at most: it is told the digest of what has one, as data name every class and shard. It is told no secret
+    that a URL holds."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        return super().serialize_parameters({name: getattr(v, "digest", v) for name, v in parameters.items()})
+        told = super().serialize_parameters({name: getattr(v, "digest", v) for name, v in parameters.items()})
+        return {name: _open(value) for name, value in told.items()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current() or is_plain():
@@ -127,6 +130,15 @@ class WalkedFlow(Flow[P, R]):
         with plainly():
             function: Any = self.fn
             return function(**(self.validate_parameters(parameters) if self.should_validate_parameters else parameters))
+
+
+def _open(value: Any) -> Any:
+    """JSON data without the secrets in its texts."""
+    if isinstance(value, dict):
+        return {name: _open(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_open(each) for each in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 _asked: ContextVar[RunSpec | None] = ContextVar("asked", default=None)
@@ -160,4 +172,4 @@ def asking(body: Callable[P, R]) -> Callable[P, R]:
 
 def flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """`prefect.flow` for flows of ours."""
-    return lambda fn: WalkedFlow(fn, **options)
+    return lambda fn: WalkedFlow(fn, persist_result=False, **options)

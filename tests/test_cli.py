@@ -57,7 +57,7 @@ def changed(run: list[object], option: str, value: object) -> list[object]:
         ("--seeds", "0", "retort: seeds 0: input should be greater than or equal to 1"),
         ("--license", "mitt", "retort: license 'mitt': the Hub knows no licence 'mitt'; did you mean mit"),
         ("--source-dataset", "my photos", "retort: source_dataset 'my photos': 'my photos' is not a dataset's name: "),
-        ("--side", "2", "retort: side 2: input should be greater than or equal to 8"),
+        ("--side", "2", "retort: --side '2': input should be greater than or equal to 8"),
         ("--committee", "smal", "retort: unknown committee 'smal'; did you mean 'small'? (choices: "),
         ("--committee", "none.json", "retort: no committee file none.json"),
         ("--student", "convnet33", "retort: unknown architecture 'convnet33'; did you mean 'convnet3'? (choices: "),
@@ -65,7 +65,11 @@ def changed(run: list[object], option: str, value: object) -> list[object]:
         ("--device", "tpu", "retort: device 'tpu' is not here (choices: auto, cpu"),
         ("--engine", "rayy", "retort: engine 'rayy': expected local, ray, ray://HOST:PORT, pool or pool:NAME"),
         ("--request", "panels", "retort: --request 'panels': expected PART:cpus=N,gpus=N,memory=BYTES"),
-        ("--request", "panel:gpus=1", "retort: requests.0.part 'panel': input should be 'observers', 'panels', "),
+        (
+            "--request",
+            "panel:gpus=1",
+            "retort: --request 'panel:gpus=1': part 'panel': input should be 'observers', 'panels', ",
+        ),
         ("--set", "labeller", "retort: --set 'labeller': expected part.field=value"),
         ("--set", "labeller.epoch=3", "retort: unknown field of Relabel in --set labeller.epoch 'epoch'; did you mean"),
         ("--set", "labeller.epochs=many", "retort: --set labeller.epochs=many: expected int"),
@@ -126,8 +130,8 @@ def test_an_unknown_preset_names_the_choices(
         (None, "retort: cannot read {}: No such file or directory"),
         ("a: [", "retort: {} is not YAML: "),
         ("- a", "retort: {}: expected a mapping of parameters, found list"),
-        ("preset: e2d", "retort: shards "),
-        ("preset: e2d\nshards: [x]\nipc: 1\nipx: 2", "retort: ipx 2: extra inputs are not permitted"),
+        ("preset: e2d", "retort: {}: shards is missing"),
+        ("preset: e2d\nshards: [x]\nipc: 1\nipx: 2", "retort: {}: ipx 2: extra inputs are not permitted"),
     ],
 )
 def test_a_bad_specification_is_one_line(

@@ -204,7 +204,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         ("s3://nowhere/x", "store s3://nowhere/x: bucket 'nowhere': The specified bucket does not exist"),
         ("s3://", "store s3://: bucket '': Parameter validation failed: Invalid length for parameter Key"),
         ("s3://bad name/x", "store s3://bad name/x: bucket 'bad name': Parameter validation failed: Invalid bucket"),
-        ("s3://me:hidden@bucket/x", "store s3://bucket/x: a password in a URL ends in logs"),
+        ("s3://me:hidden@bucket/x", "store s3://***@bucket/x: a password in a URL ends in logs"),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_one_line_before_anything_is_made(
