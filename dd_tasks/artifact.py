@@ -28,7 +28,7 @@ from dd_tasks.card import CARD, MANIFEST
 from dd_tasks.codec import Labels, label_schema, views_of
 from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, line
 from dd_tasks.types import Canvas, Nearest, Views, slots_of
 from schemas.manifest import FileEntry, Manifest
 
@@ -319,18 +319,26 @@ def read(path: Path) -> Loaded:
         labels = tables.get("soft_labels", label_schema("exact", len(manifest.classes)).empty_table())
         soft_NK = torch.from_numpy(numbers(tables["images"], "soft_label").copy())
         views = views_of(labels, soft_NK, manifest.side)
-        return Loaded(manifest, _canvas(tables["images"]), views, _nearest(tables["images"]))
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cannot read its tables ({str(error).splitlines()[0]}); validate it") from error
+        return Loaded(manifest, _canvas(tables["images"], manifest.side), views, _nearest(tables["images"]))
+    except Exception as error:  # whatever a broken table makes its readers raise
+        said = line(str(error)) or type(error).__name__
+        raise InputError(f"{path}: cannot read its tables ({said}); validate it") from error
 
 
 def _read_table(path: Path, name: str) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in parquet_files(path, name)])
 
 
-def _canvas(table: pa.Table) -> Canvas:
-    files = [row["bytes"] for row in table["image"].to_pylist()]
-    images = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+def _pixels(file: bytes, side: int) -> np.ndarray:
+    """[S, S, 3] of a PNG file. ValueError, before it is decoded, where it is of another size."""
+    with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+        if image.size != (side, side):
+            raise ValueError(f"an image is {image.width} x {image.height} instead of {side} x {side}")
+        return np.asarray(image.convert("RGB"))
+
+
+def _canvas(table: pa.Table, side: int) -> Canvas:
+    images = [_pixels(row["bytes"], side) for row in table["image"].to_pylist()]
     sources = tuple(map(tuple, table["sources"].to_pylist()))
     images_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return Canvas(images_NCHW, torch.from_numpy(numbers(table, "label").copy()), sources)

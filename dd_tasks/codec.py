@@ -9,6 +9,7 @@ Shape letters: N images, V labelled views, K classes, C channels, S side.
 import io
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -27,7 +28,7 @@ from dd_tasks import compact, exact
 from dd_tasks.augment import show
 from dd_tasks.compact import Coding
 from dd_tasks.decoding import decode_whole
-from dd_tasks.errors import InputError
+from dd_tasks.errors import InputError, line
 from dd_tasks.types import Views
 
 CHUNK = 128  # views of a stream that are made together
@@ -120,11 +121,43 @@ def replay(images: Rows, soft_labels: Rows, epochs: int | None = None) -> "Repla
     come in any order, batch size and number of workers. With `streaming=True` they come in the order of the rows:
     `soft_labels.shuffle(...)` shuffles these. InputError for other tables.
     """
-    pixels_NCSS, soft_NK = _images(images.with_format("arrow"))
+    with _readable("images"):
+        pixels_NCSS, soft_NK = _images(images.with_format("arrow"))
     labels = soft_labels.with_format("arrow")
     if hasattr(labels, "__len__"):
-        return Replay(pixels_NCSS, views_of(_table(labels[:]), soft_NK, pixels_NCSS.shape[-1]), epochs)
+        with _readable("soft_labels"):
+            return Replay(pixels_NCSS, _views(_table(labels[:]), pixels_NCSS, soft_NK), epochs)
     return Stream(pixels_NCSS, soft_NK, labels, epochs)
+
+
+@contextmanager
+def _readable(table: str) -> Iterator[None]:
+    """What a broken table makes its readers raise, as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{table}: cannot be read: {line(str(error)) or type(error).__name__}") from error
+
+
+def _views(table: pa.Table, pixels_NCSS: Tensor, soft_NK: Tensor) -> Views:
+    """The views of a table. InputError for one that shows what the images have not."""
+    n, side = len(pixels_NCSS), pixels_NCSS.shape[-1]
+    views = views_of(table, soft_NK, side)
+    for images_V in (views.images_V, views.partners_V):
+        if len(views) and not 0 <= int(images_V.min()) <= int(images_V.max()) < n:
+            raise InputError(f"soft_labels: image {int(images_V.min())}..{int(images_V.max())} of {n}")
+    boxes = (views.crops.boxes_N4, views.partner_crops.boxes_N4)
+    if any(_outside(boxes_V4.long(), 1, side) for boxes_V4 in boxes) or _outside(views.mix_boxes_V4.long(), 0, side):
+        raise InputError(f"soft_labels: a crop or a mix box is not inside of {side} x {side} pixels")
+    return views
+
+
+def _outside(boxes_V4: Tensor, least: int, side: int) -> bool:
+    """Whether any of (top, left, height, width) lies outside, or is lower or narrower than `least`."""
+    corner_V2, size_V2 = boxes_V4[:, :2], boxes_V4[:, 2:]
+    return bool(((corner_V2 < 0) | (size_V2 < least) | (corner_V2 + size_V2 > side)).any())
 
 
 def _images(images: Any) -> tuple[Tensor, Tensor]:
@@ -169,12 +202,13 @@ class Stream(IterableDataset[Seen]):
         self.pixels_NCSS, self.soft_NK, self.labels, self.epochs = pixels_NCSS, soft_NK, labels, epochs
 
     def __iter__(self) -> Iterator[Seen]:
-        n, side = len(self.pixels_NCSS), self.pixels_NCSS.shape[-1]
+        n = len(self.pixels_NCSS)
         left = math.inf if self.epochs is None else self.epochs * n
         while left > 0:
             before = left
             for table in _chunks(map(_table, self.labels)):
-                views = views_of(table, self.soft_NK, side)
+                with _readable("soft_labels"):
+                    views = _views(table, self.pixels_NCSS, self.soft_NK)
                 views = views[: int(min(left, len(views)))]
                 yield from zip(show(self.pixels_NCSS, views, slice(None)), views.logits_VK.float(), strict=True)
                 if (left := left - len(views)) <= 0:

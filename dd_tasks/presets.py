@@ -1,6 +1,7 @@
 """The published methods, as functions returning a Recipe. A preset's docstring names its paper and where it departs."""
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -246,13 +247,17 @@ def preset(name: str, *, side: int) -> Recipe:
 def _own(name: str, side: int) -> Recipe:
     """What a user's own function, importable from the working directory, returns."""
     module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, here := str(Path.cwd()))
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"preset {name!r}: {error}") from None
+    except Exception as error:  # a module may raise what it likes
+        raise InputError(f"preset {name!r}: {error or type(error).__name__}") from None
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
+    try:
+        inspect.signature(make).bind(side=side)
+    except (TypeError, ValueError):
+        raise InputError(f"preset {name!r} is no function of a side") from None
     made = make(side=side)
     if not isinstance(made, Recipe):
         raise InputError(f"preset {name!r} returned {type(made).__name__}, not a Recipe")

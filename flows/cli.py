@@ -196,11 +196,12 @@ def presets_() -> None:
 @app.command()
 def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")]) -> None:
     """Check an artifact: schema, checksums, counts, labels, images. Exit 1 with a list of what is wrong."""
+    from dd_tasks.errors import line
     from dd_tasks.validate import validate as problems_of
 
     problems = problems_of(path)
     for problem in problems:
-        print(problem)
+        print(line(problem))
     if problems:
         raise SystemExit(1)
     print(f"{path}: valid")
@@ -301,13 +302,14 @@ def check(
 ) -> None:
     """Read every sample. Exit 0 when sound, 1 with a list of what is wrong."""
     from dd_tasks import packing
+    from dd_tasks.errors import line
     from dd_tasks.shards import Quarantine
     from flows import console
 
     console.start()
     problems = packing.check(patterns, quarantine=Quarantine(tolerate), track=console.track)
     for problem in problems:
-        print(problem)
+        print(line(problem))
     if problems:
         raise SystemExit(1)
     print("sound")
@@ -337,12 +339,11 @@ def main() -> None:
 
 
 def _one_line(error: ValueError | OSError) -> str | None:
-    from dd_tasks.errors import InputError
+    from dd_tasks.errors import InputError, line
 
     if isinstance(error, InputError):
-        return " ".join(str(error).split())
+        return line(str(error))
     if isinstance(error, OSError):
-        return (
-            f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error.strerror or error)
-        )
+        said = error.strerror or str(error)
+        return line(f"{error.filename}: {said}" if error.filename and error.strerror else said)
     return None

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,10 @@ Tolerate = Annotated[int, typer.Option(help="Broken samples to set aside before 
 Profile = Annotated[bool, typer.Option("--profile", help="Also write where the seconds went, into OUT-profile.")]
 ProfileTo = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The same, into this folder.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
+
+
+SHORT = reprlib.Repr()  # a few bytes of YAML may stand for more values than fit into memory
+SHORT.maxstring = SHORT.maxother = 200
 
 
 def profiles_of(out: Path) -> Path:
@@ -122,7 +127,7 @@ def _first(error: "ValidationError") -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     said = first["msg"].removeprefix("Value error, ")
-    return f"{place} {first['input']!r}: {said[:1].lower()}{said[1:]}"
+    return f"{place} {SHORT.repr(first['input'])}: {said[:1].lower()}{said[1:]}"
 
 
 def _overrides(pairs: list[str]) -> dict[str, str]:
@@ -169,6 +174,10 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of a date that is none, a number of 5,000 digits, lists within lists within lists
+        raise InputError(f"{path} is not YAML: a value in it cannot be read ({type(error).__name__})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of parameters, found {type(values).__name__}")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise InputError(f"{path}: the parameter {SHORT.repr(odd[0])} is no name")
     return values

@@ -1,0 +1,124 @@
+"""Hostile input by the thousand: `python -m benchmarks.fuzz [--seed N] [--only FAMILY [--case N]]`.
+
+Every case is handed to what users call, and must end in success or in a refusal of our own: within 10 s and 1 GiB of
+memory beyond what the process had, with no traceback. Cases run in batches, each batch in a process of its own, so that
+one that hangs or kills its process is counted too. Written to benchmarks/results/fuzz.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from flows.environment import prepare_environment  # noqa: E402
+
+prepare_environment()
+
+import benchmarks.hostile  # noqa: E402, F401  # finds the tests' modules
+from hub_server import client_environment, listening, url_of  # noqa: E402, I001
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="retort-fuzz-")
+HUB = listening()  # the only Hub that any case knows
+os.environ |= client_environment(url_of(HUB), f"{SCRATCH.name}/hf") | {
+    "HF_HUB_OFFLINE": "1", "PREFECT_HOME": f"{SCRATCH.name}/prefect", "COLUMNS": "200", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HYPOTHESIS_STORAGE_DIRECTORY": f"{SCRATCH.name}/hypothesis",
+}  # fmt: skip
+
+from benchmarks.calls import keep  # noqa: E402
+from benchmarks.hostile import artifacts, hubs, pictures, stores, tars, texts  # noqa: E402
+from benchmarks.hostile.batches import BATCH, LIMITS, OUTCOMES, Batch, supervised  # noqa: E402
+from benchmarks.hostile.family import Family  # noqa: E402
+
+FAMILIES = (tars.FAMILY, pictures.FAMILY, *texts.FAMILIES, *artifacts.FAMILIES, stores.FAMILY, hubs.FAMILY)
+CASES = 10_500
+
+
+def imported() -> None:
+    """All that any case needs, once: a batch's process begins with it."""
+    import datasets  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import torch
+    import torchvision.io  # noqa: F401
+
+    import flows.cli  # noqa: F401
+    import flows.distill
+    import flows.launch
+    from dd_tasks import garbage, packing, pixels, publish, report, validate  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def shares(cases: int, families: Sequence[Family] = FAMILIES) -> dict[str, int]:
+    """How many cases each family gets, at least one."""
+    whole = sum(family.cost for family in families)
+    return {family.name: max(1, round(cases * family.cost / whole)) for family in families}
+
+
+def fuzzed(family: Family, cases: range, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of a family, and what went wrong."""
+    scratch = Path(SCRATCH.name) / family.name
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "prepared").mkdir(parents=True)
+    counts, found, begun, digest = Counter[str](), list[dict[str, Any]](), time.monotonic(), hashlib.sha256()
+    seconds, memory = 0.0, 0
+    for first in range(cases.start, cases.stop, BATCH):
+        wanted = range(first, min(first + BATCH, cases.stop))
+        for case in supervised(Batch(family, seed, wanted, scratch)):
+            counts[case["outcome"]] += 1
+            seconds, memory = max(seconds, case["seconds"]), max(memory, case["bytes"])
+            digest.update(case["sha256"].encode())
+            if case["what"]:
+                found.append({"family": family.name, **{name: case[name] for name in ("case", "outcome", "what")}})
+                print(json.dumps(found[-1]), flush=True)
+    row = {
+        "family": family.name, "cases": counts.total(), **{outcome: counts[outcome] for outcome in OUTCOMES},
+        "worst_seconds": round(seconds, 2), "worst_bytes": memory, "seconds": round(time.monotonic() - begun, 1),
+        "inputs_sha256": digest.hexdigest(),
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return row, found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from flows.workspace import machine
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=CASES)
+    parser.add_argument("--only", choices=[family.name for family in FAMILIES])
+    parser.add_argument("--case", type=int, help="of the family of --only: this one alone")
+    parser.add_argument("--json", type=Path, help="Write the result here instead.")
+    given = parser.parse_args(arguments)
+    imported()
+    begun, rows, failures = time.monotonic(), [], []
+    for family in FAMILIES:
+        if given.only in (None, family.name):
+            cases = range(shares(given.cases)[family.name]) if given.case is None else range(given.case, given.case + 1)
+            row, found = fuzzed(family, cases, given.seed)
+            rows.append(row)
+            failures += found
+    result = {
+        "seed": given.seed, "cases": sum(row["cases"] for row in rows), "limits": LIMITS, "rows": rows,
+        "failures": failures, "seconds": round(time.monotonic() - begun, 1), "machine": machine(),
+        "command": " ".join(["python -m benchmarks.fuzz", *(sys.argv[1:] if arguments is None else arguments)]),
+    }  # fmt: skip
+    if given.json:
+        given.json.write_text(json.dumps(result))
+    elif given.only is None:
+        keep("fuzz", result)
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.modules["benchmarks.fuzz"] = sys.modules["__main__"]  # one Hub, whoever asks
+    sys.exit(main())
