@@ -8,38 +8,29 @@ one that hangs or kills its process is counted too. Written to benchmarks/result
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+from benchmarks.calls import keep
+from benchmarks.hostile import artifacts, hubs, parquets, pictures, stores, tars, texts
+from benchmarks.hostile.batches import BATCH, LIMITS, OUTCOMES, Batch, supervised
+from benchmarks.hostile.family import Family
+from benchmarks.hostile.place import SCRATCH
 
-from flows.environment import prepare_environment  # noqa: E402
-
-prepare_environment()
-
-import benchmarks.hostile  # noqa: E402, F401  # finds the tests' modules
-from hub_server import client_environment, listening, url_of  # noqa: E402, I001
-
-SCRATCH = tempfile.TemporaryDirectory(prefix="retort-fuzz-")
-HUB = listening()  # the only Hub that any case knows
-os.environ |= client_environment(url_of(HUB), f"{SCRATCH.name}/hf") | {
-    "HF_HUB_OFFLINE": "1", "PREFECT_HOME": f"{SCRATCH.name}/prefect", "COLUMNS": "200", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HYPOTHESIS_STORAGE_DIRECTORY": f"{SCRATCH.name}/hypothesis",
-}  # fmt: skip
-
-from benchmarks.calls import keep  # noqa: E402
-from benchmarks.hostile import artifacts, hubs, pictures, stores, tars, texts  # noqa: E402
-from benchmarks.hostile.batches import BATCH, LIMITS, OUTCOMES, Batch, supervised  # noqa: E402
-from benchmarks.hostile.family import Family  # noqa: E402
-
-FAMILIES = (tars.FAMILY, pictures.FAMILY, *texts.FAMILIES, *artifacts.FAMILIES, stores.FAMILY, hubs.FAMILY)
+FAMILIES = (
+    tars.FAMILY,
+    pictures.FAMILY,
+    *texts.FAMILIES,
+    *artifacts.FAMILIES,
+    parquets.FAMILY,
+    stores.FAMILY,
+    hubs.FAMILY,
+)
 CASES = 10_500
 
 
@@ -50,9 +41,6 @@ def imported() -> None:
     import torch
     import torchvision.io  # noqa: F401
 
-    import flows.cli  # noqa: F401
-    import flows.distill
-    import flows.launch
     from dd_tasks import garbage, packing, pixels, publish, report, validate  # noqa: F401
 
     torch.set_num_threads(1)
@@ -120,5 +108,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.modules["benchmarks.fuzz"] = sys.modules["__main__"]  # one Hub, whoever asks
     sys.exit(main())

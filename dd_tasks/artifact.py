@@ -3,6 +3,7 @@
 Shape letters: N images, V labelled views, K classes, C channels (3), H x W pixels.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 TABLES = ("images", "soft_labels")
 PARTS = {MANIFEST, CARD, CROISSANT, "assets", *TABLES}
 SHARD_BYTES = 500_000_000
+MOST_UNPACKED, FEW_BYTES = 100, 1 << 26  # bytes in memory for one of a Parquet file, unless they are few
 IMAGE_PARQUET = {"compression": "zstd", "write_page_index": True, "row_group_size": 100}
 
 
@@ -77,7 +79,7 @@ def label_features(manifest: Manifest) -> "Features":
 
 def parquet_files(folder: Path, table: str) -> list[Path]:
     """The files of one table, in the order of its rows."""
-    return sorted((folder / table).glob("train-*.parquet"))
+    return sorted(file for file in (folder / table).glob("train-*.parquet") if file.is_file())
 
 
 def tables_of(manifest: Manifest) -> tuple[str, ...]:
@@ -298,10 +300,17 @@ def _first_error(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
+def file_bytes(file: Path) -> bytes:
+    """Of a file. OSError where there is none, and for what is no file to read to its end: a pipe, a device."""
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file.read_bytes()
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the artifact; InputError where there is none, or an invalid one."""
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        return Manifest.model_validate_json(file_bytes(path / MANIFEST))
     except OSError as error:
         raise InputError(f"{path} is not an artifact: cannot read {MANIFEST} ({error.strerror})") from error
     except ValidationError as error:
@@ -326,7 +335,21 @@ def read(path: Path) -> Loaded:
 
 
 def _read_table(path: Path, name: str) -> pa.Table:
-    return pa.concat_tables([pq.read_table(file) for file in parquet_files(path, name)])
+    return pa.concat_tables([read_parquet(file) for file in parquet_files(path, name)])
+
+
+def read_parquet(file: Path) -> pa.Table:
+    """All of a Parquet file. ValueError, before they are all there, where its rows take far more bytes than it has."""
+    most = max(FEW_BYTES, MOST_UNPACKED * file.stat().st_size)
+    with pq.ParquetFile(file) as opened:
+        about, size, batches = opened.metadata, 0, list[pa.RecordBatch]()
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        widest = max((group.total_byte_size for group in groups), default=1)  # one value of it may fill all rows
+        for batch in opened.iter_batches(batch_size=min(1 << 16, max(1, most // max(1, widest)))):
+            batches.append(batch)
+            if (size := size + batch.nbytes) > most:
+                raise ValueError(f"its rows take more than {most} bytes, {most // file.stat().st_size} times its own")
+        return pa.Table.from_batches(batches, opened.schema_arrow)
 
 
 def _pixels(file: bytes, side: int) -> np.ndarray:

@@ -145,19 +145,15 @@ def _views(table: pa.Table, pixels_NCSS: Tensor, soft_NK: Tensor) -> Views:
     """The views of a table. InputError for one that shows what the images have not."""
     n, side = len(pixels_NCSS), pixels_NCSS.shape[-1]
     views = views_of(table, soft_NK, side)
+    mixed = views[views.mix_boxes_V4[:, 2] != 0]
     for images_V in (views.images_V, views.partners_V):
-        if len(views) and not 0 <= int(images_V.min()) <= int(images_V.max()) < n:
-            raise InputError(f"soft_labels: image {int(images_V.min())}..{int(images_V.max())} of {n}")
-    boxes = (views.crops.boxes_N4, views.partner_crops.boxes_N4)
-    if any(_outside(boxes_V4.long(), 1, side) for boxes_V4 in boxes) or _outside(views.mix_boxes_V4.long(), 0, side):
-        raise InputError(f"soft_labels: a crop or a mix box is not inside of {side} x {side} pixels")
+        if len(images_V) and not 0 <= int(images_V.min()) <= int(images_V.max()) < n:
+            raise InputError(f"soft_labels: images {int(images_V.min())}..{int(images_V.max())} of {n} are shown")
+    for boxes_V4 in (views.crops.boxes_N4, mixed.partner_crops.boxes_N4, mixed.mix_boxes_V4.long()):
+        corner_V2, size_V2 = boxes_V4[:, :2], boxes_V4[:, 2:]
+        if bool(((corner_V2 < 0) | (size_V2 < 1) | (corner_V2 + size_V2 > side)).any()):
+            raise InputError(f"soft_labels: a crop or a mix box is not inside of {side} x {side} pixels")
     return views
-
-
-def _outside(boxes_V4: Tensor, least: int, side: int) -> bool:
-    """Whether any of (top, left, height, width) lies outside, or is lower or narrower than `least`."""
-    corner_V2, size_V2 = boxes_V4[:, :2], boxes_V4[:, 2:]
-    return bool(((corner_V2 < 0) | (size_V2 < least) | (corner_V2 + size_V2 > side)).any())
 
 
 def _images(images: Any) -> tuple[Tensor, Tensor]:

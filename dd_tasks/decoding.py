@@ -34,11 +34,11 @@ def decode_whole(image: bytes) -> Tensor:
     width, height = _size_of_png(image) or _size_of_jpeg(image) or _size_by_pillow(image)
     if width * height > MOST_PIXELS:
         raise ValueError(f"image of {width} x {height} is above {MOST_PIXELS} pixels")
-    expect_whole(image)
     try:
+        expect_whole(image)
         # The operator behind torchvision.io.decode_image, which formats a deprecation warning at every call.
         image_CHW = torch.ops.image.decode_image(torch.frombuffer(bytearray(image), dtype=torch.uint8), RGB, False)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).splitlines()[0])  # less the place in torchvision's source
         raise ValueError(f"image of {width} x {height} cannot be decoded: {reason}") from error
     return _eight_bits(image_CHW) if image_CHW.dtype == torch.uint16 else image_CHW

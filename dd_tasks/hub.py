@@ -119,6 +119,13 @@ def _pause(error: Exception, pause: float | None) -> float | None:
     return wanted if wanted <= LONGEST_PAUSE else None
 
 
+def _text(said: object) -> str:
+    """What a Hub says, where it is text."""
+    if not isinstance(said, str):
+        raise TypeError(f"the Hub answers {said!r} where there should be a name")
+    return said
+
+
 def _nothing() -> None:
     """Of a call whose failure changed nothing."""
 
@@ -218,15 +225,17 @@ class Repository:
         self._call("create", lambda: make(self.name, private=private or None, repo_type=TYPE, exist_ok=True))
 
     def refs(self) -> Refs:
-        found = self._call("list refs", lambda: self.api.list_repo_refs(self.name, repo_type=TYPE))
-        branches, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (found.branches, found.tags))
-        return Refs(branches, tags)
+        def ask() -> Refs:
+            found = self.api.list_repo_refs(self.name, repo_type=TYPE)
+            return Refs(
+                *({_text(ref.name): _text(ref.target_commit) for ref in refs} for refs in (found.branches, found.tags))
+            )
+
+        return self._call("list refs", ask)
 
     def pull_requests(self) -> Iterator[Landed]:
         """The open ones, the newest first, with the revision that each stands at."""
-        listed = self._call(
-            "list pull requests", lambda: sorted(self._discussions(), key=lambda found: -found.num)
-        )
+        listed = self._call("list pull requests", lambda: sorted(self._discussions(), key=lambda found: -found.num))
         for found in listed:
             yield Landed(self._head(found.git_reference), found.url)
 
@@ -242,12 +251,12 @@ class Repository:
         """Every file of a revision by its path."""
         from huggingface_hub.hf_api import RepoFile
 
-        tree = self.api.list_repo_tree
-        found = self._call(
-            "list files", lambda: list(tree(self.name, recursive=True, revision=revision, repo_type=TYPE))
-        )
-        files = [entry for entry in found if isinstance(entry, RepoFile)]
-        return {file.path: Blob(file.size, file.blob_id, file.lfs.sha256 if file.lfs else None) for file in files}
+        def ask() -> dict[str, Blob]:
+            found = self.api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=TYPE)
+            files = [entry for entry in found if isinstance(entry, RepoFile)]
+            return {_text(f.path): Blob(f.size, f.blob_id, f.lfs.sha256 if f.lfs else None) for f in files}
+
+        return self._call("list files", ask)
 
     def fetch(self, path: str, revision: str, folder: Path) -> Path:
         """Download a file of a revision to its place in a folder, whatever the client's cache holds."""

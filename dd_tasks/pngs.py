@@ -1,4 +1,4 @@
-"""Is a PNG file whole? libpng, as torchvision calls it, ends the process where the pixels of a file are damaged, so that
+"""Is a PNG file whole? libpng, as torchvision calls it, ends the process where the pixels of a file are damaged, so
 such a file is told from a sound one before it is decoded."""
 
 import zlib

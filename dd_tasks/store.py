@@ -82,7 +82,9 @@ class Entry:
         if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in ("facts", "blobs")):
             return None
         inputs = read.get("inputs", [])
-        if not isinstance(inputs, list) or not all(isinstance(name, str) for name in (*inputs, *read["blobs"].values())):
+        if not isinstance(inputs, list) or not all(
+            isinstance(name, str) for name in (*inputs, *read["blobs"].values())
+        ):
             return None
         return Entry(read["facts"], read["blobs"], tuple(map(Ref.named, inputs)))
 
@@ -190,7 +192,10 @@ class Store(Folder):
         for ref in refs:
             entry = self.known(ref)
             paths |= {self._entry(ref), *(self.path("blobs", sha256) for sha256 in entry.blobs.values())}
-        return sum(self.fs.sizes(sorted(paths)))
+        try:
+            return sum(self.fs.sizes(sorted(paths)))
+        except FileNotFoundError as error:
+            raise Missing(f"a blob is missing in the store {self.url}: {error.filename or error}") from None
 
     def entry(self, ref: Ref) -> Entry | None:
         return Entry.of(self.read(self._entry(ref)))

@@ -211,7 +211,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
 def write_report(path: Path, out: Path) -> None:
     loaded = artifact.read(path)
     kept = path / "assets" / "story.safetensors"
-    if not kept.exists():
+    if not kept.is_file():
         raise InputError(f"{path} keeps no story (assets/{kept.name}); the report cannot be written again")
     story = report.Story.from_bytes(kept.read_bytes())
     _write(out, report.render(loaded.manifest, loaded.canvas, story).encode())

@@ -164,18 +164,15 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
+    from dd_tasks import yamls
     from dd_tasks.errors import InputError
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yamls.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # of a date that is none, a number of 5,000 digits, lists within lists within lists
-        raise InputError(f"{path} is not YAML: a value in it cannot be read ({type(error).__name__})") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of parameters, found {type(values).__name__}")
     if odd := [name for name in values if not isinstance(name, str)]:

@@ -7,14 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from benchmarks.hostile.family import Family, asked, findings, told
-from benchmarks.hostile.mutations import NAMES, SEEDS, VALUES, documents, edited, harmed, spoiled
-from benchmarks.hostile.pictures import images
+from benchmarks.hostile.mutations import SEEDS, documents, edited, harmed, spoiled
 
 TABLES = {"images": "images/train-00000-of-00001.parquet", "soft_labels": "soft_labels/train-00000-of-00001.parquet"}
 KINDS = ("exact", "compact", "few")
@@ -23,7 +20,11 @@ KINDS = ("exact", "compact", "few")
 @cache
 def sound(folder: Path) -> dict[str, dict[str, bytes]]:
     """The files of three sound artifacts: exact labels, compact ones, and compact ones of some classes alone."""
-    return {kind: {p.relative_to(at).as_posix(): p.read_bytes() for p in at.rglob("*") if p.is_file()} for kind in KINDS if (at := folder / kind)}
+    return {
+        kind: {p.relative_to(at).as_posix(): p.read_bytes() for p in at.rglob("*") if p.is_file()}
+        for kind in KINDS
+        if (at := folder / kind)
+    }
 
 
 def prepare(folder: Path) -> None:
@@ -94,7 +95,9 @@ def calls(out: Path, room: Path, way: str) -> list[str]:
 
     def compared() -> None:
         manifest = artifact.read_manifest(out)
-        changelog.changelog(manifest, manifest.model_copy(update={"seed": manifest.seed + 1, "name": "x", "claims": []}))
+        changelog.changelog(
+            manifest, manifest.model_copy(update={"seed": manifest.seed + 1, "name": "x", "claims": []})
+        )
         artifact.standing(out, manifest, validate)
         findings(loads(str(out), manifest, cache_dir=str(room / "cache")) if way == "load" else [])
 
@@ -152,7 +155,9 @@ def manifests(draw: Any) -> tuple[str, bytes, bool, str]:
     document = json.loads(base()[kind]["retort.json"])
     focus = draw(st.sampled_from((None, "labels", "files", "claims", "classes", "nearness", "numbers")))
     if focus == "numbers":
-        for place in draw(st.lists(st.sampled_from(("ipc", "side", "seed", "held_out", "classes")), min_size=1, max_size=2)):
+        for place in draw(
+            st.lists(st.sampled_from(("ipc", "side", "seed", "held_out", "classes")), min_size=1, max_size=2)
+        ):
             document[place] = draw(st.sampled_from((1, 0, 2, 7, 2**15, 2**31, 2**63, 10**30, 10**400, 0.5, -1, 1e300)))
         text = json.dumps(document).encode()
     elif focus is None:
@@ -180,7 +185,12 @@ def cards(draw: Any) -> tuple[str, bytes, bool, str]:
         case 2:
             header += f"x{draw(st.integers(0, 9))}: {draw(st.sampled_from(YAML))}\n"
         case 3:
-            header = laughs(draw(st.integers(2, 12))) + "\n" + header + draw(st.sampled_from(("", "tags: *a1\n", "language: *a1\n")))
+            header = (
+                laughs(draw(st.integers(2, 12)))
+                + "\n"
+                + header
+                + draw(st.sampled_from(("", "tags: *a1\n", "language: *a1\n")))
+            )
         case 4:
             lines = header.splitlines()
             at = draw(st.integers(0, len(lines) - 1))
@@ -188,7 +198,9 @@ def cards(draw: Any) -> tuple[str, bytes, bool, str]:
             header = "\n".join(lines) + "\n"
         case _:
             lines = body.splitlines()
-            lines[draw(st.integers(0, len(lines) - 1))] = draw(st.sampled_from(("|", "||||||||", "| a | b | c |", "---", "\x1b[2J", "|" * 10_000)))
+            lines[draw(st.integers(0, len(lines) - 1))] = draw(
+                st.sampled_from(("|", "||||||||", "| a | b | c |", "---", "\x1b[2J", "|" * 10_000))
+            )
             body = "\n".join(lines)
     text = f"---\n{header}---\n{body}".encode("utf-8", "surrogatepass")
     return kind, draw(spoiled(st.just(text))), False, draw(WAYS)
@@ -201,120 +213,26 @@ def croissants(draw: Any) -> tuple[str, bytes, bool, str]:
     return kind, text, draw(st.booleans()), draw(st.sampled_from(("validate", "validate", "publish")))
 
 
-# ---- tables
-
-
-TYPES = (pa.int8(), pa.int64(), pa.uint64(), pa.float64(), pa.string(), pa.binary(), pa.large_string(), pa.bool_(), pa.null(), pa.timestamp("us"), pa.decimal128(38, 2), pa.dictionary(pa.int32(), pa.string()))  # fmt: skip
-BIG = (-1, 2**15 - 1, 2**31 - 1, 10**6, -(2**15), 7)
-
-
-@st.composite
-def tables(draw: Any) -> tuple[str, str, bytes | dict[str, Any], bool, str]:
-    """Which artifact and table; the file itself, or what is to become of the sound one; whether all agrees with it."""
-    kind, name = draw(st.sampled_from(KINDS)), draw(st.sampled_from(tuple(TABLES)))
-    data = base()[kind][TABLES[name]]
-    columns = pq.read_schema(pa.BufferReader(data)).names
-    way = draw(st.sampled_from(("validate", "validate", "validate", "replay", "replay", "report", "load")))
-    if draw(st.integers(0, 2)) == 0:
-        return kind, name, harmed(data, draw(SEEDS), 3), draw(st.booleans()), way
-    column = draw(st.sampled_from(columns))
-    what = draw(st.sampled_from(("drop", "cast", "null", "value", "value", "value", "rename", "double", "rows", "image", "metadata", "nested", "length", "bytes")))
-    change: dict[str, Any] = {"what": what, "column": column, "seed": draw(SEEDS), "value": draw(st.sampled_from(BIG))}
-    if what == "image":
-        change["image"] = draw(images())
-    elif what == "cast":
-        change["type"] = draw(st.sampled_from(TYPES))
-    elif what == "rows":
-        change["rows"] = draw(st.sampled_from((0, 1, 19, 21, 1000, 3_000_000)))
-    elif what in ("rename", "metadata"):
-        change["name"] = draw(st.sampled_from(NAMES[:-2])).replace("\ud800", "?")
-    return kind, name, change, draw(st.integers(0, 3)) > 0, way
-
-
-def changed(table: pa.Table, change: dict[str, Any]) -> pa.Table:
-    """Where arrow cannot make such a table, the sound one."""
-    try:
-        return _changed(table, change)
-    except (pa.ArrowException, TypeError, OverflowError, ValueError):
-        return table
-
-
-def _changed(table: pa.Table, change: dict[str, Any]) -> pa.Table:
-    at, rng = table.schema.names.index(change["column"]), np.random.default_rng(change["seed"])
-    field, column, rows = table.schema.field(at), table.column(at).combine_chunks(), len(table)
-    match change["what"]:
-        case "drop":
-            return table.remove_column(at)
-        case "cast":
-            made = column.cast(change["type"]) if rng.random() < 0.5 else pa.nulls(rows, change["type"])
-            return table.set_column(at, field.name, made)
-        case "null":
-            mask = pa.array(rng.random(rows) < 0.3)
-            return table.set_column(at, field, pa.array([None if m else v for m, v in zip(mask.to_pylist(), column.to_pylist(), strict=True)], field.type))
-        case "value":
-            return table.set_column(at, field, pa.array(_values(column.to_pylist(), change["value"], rng), field.type))
-        case "rename":
-            return table.rename_columns([change["name"] if i == at else n for i, n in enumerate(table.schema.names)])
-        case "double":
-            return table.append_column(field, column)
-        case "rows":
-            return table.take(pa.array(np.zeros(change["rows"], np.int64)))
-        case "metadata":
-            return table.replace_schema_metadata({b"huggingface": change["name"].encode(), b"pandas": b"{"})
-        case "nested":
-            return table.set_column(at, field.name, pa.array([[v] for v in column.to_pylist()]))
-        case "image" if field.name == "image" or "image" in table.schema.names and pa.types.is_struct(table.schema.field("image").type):
-            files = [{"bytes": change["image"], "path": None}] * rows
-            return table.set_column(0, table.schema.field(0), pa.array(files, table.schema.field(0).type))
-        case "length" if pa.types.is_fixed_size_list(field.type):
-            return table.set_column(at, field.name, pa.array([v[:-1] for v in column.to_pylist()], pa.list_(field.type.value_type, field.type.list_size - 1)))
-        case "bytes":
-            return table.set_column(at, field, pa.array([rng.bytes(int(rng.integers(0, 3000))) for _ in range(rows)], field.type))
-    return table
-
-
-def _values(values: list[Any], value: int, rng: np.random.Generator) -> list[Any]:
-    """With one of them, or one number in it, out of range."""
-    place = int(rng.integers(len(values)))
-    old = values[place]
-    odd = float("nan") if value == 7 else value
-    if isinstance(old, list) and old:
-        old[int(rng.integers(len(old)))] = odd if isinstance(old[0], float) else value if isinstance(old[0], int) else "x"
-    else:
-        values[place] = odd if isinstance(old, float) else value
-    return values
-
-
-def run_table(case: tuple[str, str, bytes | dict[str, Any], bool, str], room: Path, prepared: Path) -> list[str]:
-    kind, name, change, sealed, way = case
-    out = laid(sound(prepared)[kind], room)
-    if isinstance(change, bytes):
-        (out / TABLES[name]).write_bytes(change)
-    else:
-        file = out / TABLES[name]
-        pq.write_table(changed(pq.read_table(file), change), file, compression="zstd")
-        _agree(out, name, change)
-    if sealed:
-        seal(out, TABLES[name])
-    return calls(out, room, way)
-
-
-def _agree(out: Path, name: str, change: dict[str, Any]) -> None:
-    """A manifest that says as many rows as a table has."""
-    if change["what"] != "rows" or not change["rows"] or change["seed"] % 2:
-        return
-    manifest = json.loads((out / "retort.json").read_bytes())
-    if name == "images":
-        manifest["ipc"] = -(-change["rows"] // 10)
-    else:
-        manifest["labels"]["rows"] = change["rows"]
-    (out / "retort.json").write_text(json.dumps(manifest))
-
-
 def folders() -> st.SearchStrategy[Any]:
     """What lies in the folder beside, or instead of, its files."""
     kind = st.sampled_from(("link", "loop", "folder", "missing", "empty", "more", "fifo", "dangling", "unreadable"))
-    return st.tuples(kind, st.sampled_from((*TABLES.values(), "README.md", "retort.json", "croissant.json", "assets/story.safetensors", "x", "images", "assets")), SEEDS, WAYS)
+    return st.tuples(
+        kind,
+        st.sampled_from(
+            (
+                *TABLES.values(),
+                "README.md",
+                "retort.json",
+                "croissant.json",
+                "assets/story.safetensors",
+                "x",
+                "images",
+                "assets",
+            )
+        ),
+        SEEDS,
+        WAYS,
+    )
 
 
 def run_folder(case: tuple[str, str, int, str], room: Path, prepared: Path) -> list[str]:
@@ -363,8 +281,6 @@ FAMILIES = (
     Family("manifests", manifests(), of("retort.json"), prepare, cost=1.5),
     Family("cards", cards(), of("README.md"), prepare),
     Family("croissant", croissants(), of("croissant.json"), prepare, cost=0.5),
-    Family("Parquet files", tables(), run_table, prepare, cost=1.5),
     Family("folders", folders(), run_folder, prepare, cost=0.5),
     Family("stories", st.tuples(SEEDS, st.booleans()), run_story, prepare, cost=0.3),
 )
-_ = VALUES

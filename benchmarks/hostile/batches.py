@@ -41,13 +41,14 @@ class Batch:
 
 
 def drawn(family: Family, seed: int, number: int, count: int) -> list[Any]:
-    """The first `count` cases of batch `number`; not the very first that hypothesis draws, which is always the same."""
+    """The first `count` cases of batch `number`, which is drawn as a whole: what comes depends on how many do. Not the
+    very first that hypothesis draws, which is always the same."""
     found: list[Any] = []
     text = f"{seed} {family.name} {number}".encode()
 
     @hypothesis.seed(int.from_bytes(hashlib.sha256(text).digest()[:8]))
     @settings(
-        max_examples=count + 1, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=BATCH + 1, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(family.cases)
@@ -158,7 +159,10 @@ def _judged(batch: Batch, case: Any, before: int) -> dict[str, Any]:
 
 def _told(error: BaseException) -> str:
     """What it says, and where: the last places in our code, and the very last."""
-    places = [f"{frame.filename.rpartition('/retort/')[2]}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    places = [
+        f"{frame.filename.rpartition('/retort/')[2]}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
     ours = [place for place in places if "site-packages" not in place and "/lib/python" not in place]
     return f"{type(error).__name__}: {str(error)[:1500]} at {' '.join(ours[-4:])} {places[-1]}"
 

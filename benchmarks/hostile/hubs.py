@@ -13,15 +13,119 @@ from hypothesis import strategies as st
 from benchmarks.hostile.artifacts import prepare as artifacts
 from benchmarks.hostile.family import Family, asked
 from benchmarks.hostile.mutations import EDGES, NAMES, NUMBERS, SEEDS, harmed, places
+from benchmarks.hostile.place import HUB
 
 NAME, MODEL = "org/name", "org/model"
-STATUSES = (200, 201, 204, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 409, 410, 412, 416, 429, 500, 502, 503, 504, 599)
-BODIES = (b"", b"{}", b"[]", b"null", b"<html>busy</html>", b"\xff\xfe", b'{"error": "a\\nb"}', b'{"sha": 1}', b'"x"', b"[" * 5000, b'[{"type": "file"}]')
-LOCATIONS = ("", "/", "?", "/api/datasets/org/name", "relative", "http://127.0.0.1:1/", "http://[", "ftp://127.0.0.1/", "//", "\\", "http://127.0.0.1:99999/")
-HEADERS = ("etag", "x-repo-commit", "x-linked-etag", "x-linked-size", "content-length", "content-type", "location", "x-error-code", "x-error-message", "retry-after", "content-encoding", "link")
-VALUES = ("", "0", "-1", "99999999999999999999", "../../evil", "\"../../../evil\"", "a/b", "RepoNotFound", "EntryNotFound", "GatedRepo", "gzip", "br", "1e9", "x" * 5000, "nan")
-ACTIONS = ("look", "refs", "files", "pulls", "fetch", "dataset", "dataset", "weights", "create", "branch", "tag", "commit", "publish")
-PATHS = ("a.txt", "../evil.txt", "../../../../evil.txt", "/evil.txt", "a/../../evil.txt", "x" * 300, "a\nb", "é", "retort.json", ".git/config", "a\\..\\b")
+STATUSES = (
+    200,
+    201,
+    204,
+    206,
+    301,
+    302,
+    303,
+    307,
+    308,
+    400,
+    401,
+    403,
+    404,
+    409,
+    410,
+    412,
+    416,
+    429,
+    500,
+    502,
+    503,
+    504,
+    599,
+)
+BODIES = (
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"<html>busy</html>",
+    b"\xff\xfe",
+    b'{"error": "a\\nb"}',
+    b'{"sha": 1}',
+    b'"x"',
+    b"[" * 5000,
+    b'[{"type": "file"}]',
+)
+LOCATIONS = (
+    "",
+    "/",
+    "?",
+    "/api/datasets/org/name",
+    "relative",
+    "http://127.0.0.1:1/",
+    "http://[",
+    "ftp://127.0.0.1/",
+    "//",
+    "\\",
+    "http://127.0.0.1:99999/",
+)
+HEADERS = (
+    "etag",
+    "x-repo-commit",
+    "x-linked-etag",
+    "x-linked-size",
+    "content-length",
+    "content-type",
+    "location",
+    "x-error-code",
+    "x-error-message",
+    "retry-after",
+    "content-encoding",
+    "link",
+)
+VALUES = (
+    "",
+    "0",
+    "-1",
+    "99999999999999999999",
+    "../../evil",
+    '"../../../evil"',
+    "a/b",
+    "RepoNotFound",
+    "EntryNotFound",
+    "GatedRepo",
+    "gzip",
+    "br",
+    "1e9",
+    "x" * 5000,
+    "nan",
+)
+ACTIONS = (
+    "look",
+    "refs",
+    "files",
+    "pulls",
+    "fetch",
+    "dataset",
+    "dataset",
+    "weights",
+    "create",
+    "branch",
+    "tag",
+    "commit",
+    "publish",
+)
+PATHS = (
+    "a.txt",
+    "../evil.txt",
+    "../../../../evil.txt",
+    "/evil.txt",
+    "a/../../evil.txt",
+    "x" * 300,
+    "a\nb",
+    "é",
+    "retort.json",
+    ".git/config",
+    "a\\..\\b",
+)
 KINDS = ("status", "status", "json", "json", "harm", "cut", "short", "redirect", "header", "header", "stall", "none")
 
 
@@ -120,7 +224,6 @@ def served() -> Wrong:
     from hub_state import Hub
     from huggingface_hub import constants
 
-    from benchmarks import fuzz
     from dd_tasks import hub, publish
 
     for settings in (constants, datasets.config):
@@ -132,7 +235,7 @@ def served() -> Wrong:
     wrong = Wrong(Hub())
     config = uvicorn.Config(wrong, http="h11", lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(config)
-    threading.Thread(target=server.run, kwargs={"sockets": [fuzz.HUB]}, daemon=True).start()
+    threading.Thread(target=server.run, kwargs={"sockets": [HUB]}, daemon=True).start()
     while not server.started:
         slept(0.01)
     return wrong
@@ -154,7 +257,11 @@ def run(case: tuple[str, int, int, str, int, str], room: Path, prepared: Path) -
     if action != "publish":
         for of, name in (("datasets", NAME), ("models", MODEL)):
             made = wrong.hub.create(of, name)
-            files = {"retort.json": File(b"{}", False), "a.parquet": File(b"large", True), "model.safetensors": File(b"weights", True)}
+            files = {
+                "retort.json": File(b"{}", False),
+                "a.parquet": File(b"large", True),
+                "model.safetensors": File(b"weights", True),
+            }
             if kind == "none":
                 files[path] = File(b"theirs", False)
             made.add("refs/heads/main", Commit(files, "files"))

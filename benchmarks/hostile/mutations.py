@@ -15,7 +15,8 @@ NAMES = (
     "$(id)", "{a,b}", "*", "<script>alert(1)</script>", "%2e%2e%2f", "😀", "a b", "'", '"', "\ufeffa", "None",
 )  # fmt: skip
 NUMBERS = (
-    0, -1, 1, 2**31, -(2**31) - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**400, 0.0, -0.0, 0.5, 1e-320, 1e308, float("inf"),
+    0, -1, 1, 2**31, -(2**31) - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**400, 0.0, -0.0, 0.5, 1e-320, 1e308,
+    float("inf"),
     float("-inf"), float("nan"),
 )  # fmt: skip
 SCALARS = st.one_of(
@@ -23,7 +24,8 @@ SCALARS = st.one_of(
 )  # fmt: skip
 VALUES = st.one_of(
     SCALARS,
-    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8),
+    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
+    max_size=4), max_leaves=8),
     st.integers(1, 3000).map(lambda n: [0] * n),
     st.integers(2, 200).map(lambda n: nested(n)),
 )  # fmt: skip

@@ -73,7 +73,8 @@ def bombs() -> tuple[bytes, ...]:
 @cache
 def kinds() -> tuple[bytes, ...]:
     """Sound images, or what looks like some."""
-    modes = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB", "CMYK", "YCbCr"), "WEBP": ("RGB", "RGBA")}  # fmt: skip
+    modes = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB", "CMYK", "YCbCr"),
+    "WEBP": ("RGB", "RGBA")}  # fmt: skip
     plain = [saved(picture((16, 16), mode), kind) for kind, every in modes.items() for mode in every]
     sized = [saved(picture(size, "RGB"), kind) for size in SIZES for kind in modes]
     rgb = picture((24, 24), "RGB")
@@ -81,12 +82,15 @@ def kinds() -> tuple[bytes, ...]:
     exif = Image.Exif()
     exif[0x0112] = 6
     others = [
-        saved(rgb, "JPEG", progressive=True), saved(rgb, "JPEG", quality=1), saved(rgb, "JPEG", exif=exif, icc_profile=b"junk"),
+        saved(rgb, "JPEG", progressive=True), saved(rgb, "JPEG", quality=1), saved(rgb, "JPEG", exif=exif,
+        icc_profile=b"junk"),
         saved(rgb, "WEBP", lossless=True), saved(paletted, "PNG", transparency=0), frames("GIF"), frames("PNG"),
         frames("WEBP"), saved(rgb, "BMP"), saved(rgb, "TIFF"), saved(rgb, "ICO"), saved(rgb, "PPM"), saved(rgb, "EPS"),
-        saved(rgb, "PDF"), png(8, 8, 16, 2, bytes(49) * 8), png(8, 8, 16, 4, bytes(33) * 8), png(8, 8, 8, 7, bytes(9) * 8),
+        saved(rgb, "PDF"), png(8, 8, 16, 2, bytes(49) * 8), png(8, 8, 16, 4, bytes(33) * 8), png(8, 8, 8, 7,
+        bytes(9) * 8),
         png(8, 8, 8, 3, bytes(9) * 8), png(4, 4, 8, 2, b""), png(4, 4, 8, 2, bytes(10_000)), b"", b"\0", b"\xff\xd8",
-        b"\xff\xd8\xff\xc0\0\0\0\0\0\0\0", b"RIFF\xff\xff\xff\xffWEBPVP8X", b"GIF89a", b"<svg xmlns='x'/>", b"II*\0\xff\xff\xff\xff",
+        b"\xff\xd8\xff\xc0\0\0\0\0\0\0\0", b"RIFF\xff\xff\xff\xffWEBPVP8X", b"GIF89a", b"<svg xmlns='x'/>",
+        b"II*\0\xff\xff\xff\xff",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch /tmp/evil) (w) file\n",
     ]  # fmt: skip
     return (*plain, *sized, *others)
@@ -105,7 +109,12 @@ def images(draw: Any) -> bytes:
 def cases(draw: Any) -> tuple[str, bytes, str, str]:
     """How it is handed over, the image, its suffix, and a name of a file that holds it."""
     way = draw(st.sampled_from(("shard", "shard", "decode", "decode", "pack", "dataset", "picture")))
-    return way, draw(images()), draw(st.sampled_from(SUFFIXES)), draw(st.sampled_from(("a", "é", "a b", "a.b", "..a", "__a")))
+    return (
+        way,
+        draw(images()),
+        draw(st.sampled_from(SUFFIXES)),
+        draw(st.sampled_from(("a", "é", "a b", "a.b", "..a", "__a"))),
+    )
 
 
 def run(case: tuple[str, bytes, str, str], room: Path, _: Path) -> list[str]:

@@ -9,12 +9,25 @@ from typing import Any
 from hypothesis import strategies as st
 
 from benchmarks.hostile.family import Family, asked, told
-from benchmarks.hostile.mutations import NAMES, SCALARS, SEEDS, documents, edited, harmed
+from benchmarks.hostile.mutations import NAMES, SEEDS, documents, edited, harmed
 
 DIGEST = "0123456789abcdef" * 4
-ENTRY: dict[str, Any] = {"facts": {"accuracy": 0.5, "seconds": 1.0}, "blobs": {"weights": "BLOB"}, "inputs": [f"score/{DIGEST}"]}
-ROOT: dict[str, Any] = {"name": "n", "identity": DIGEST, "preset": "e2d", "when": "2026-01-01T00:00:00+00:00", "refs": [f"observer/{DIGEST}"]}
-HEAD: dict[str, Any] = {"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "y": {"dtype": "U8", "shape": [8], "data_offsets": [24, 32]}}
+ENTRY: dict[str, Any] = {
+    "facts": {"accuracy": 0.5, "seconds": 1.0},
+    "blobs": {"weights": "BLOB"},
+    "inputs": [f"score/{DIGEST}"],
+}
+ROOT: dict[str, Any] = {
+    "name": "n",
+    "identity": DIGEST,
+    "preset": "e2d",
+    "when": "2026-01-01T00:00:00+00:00",
+    "refs": [f"observer/{DIGEST}"],
+}
+HEAD: dict[str, Any] = {
+    "x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "y": {"dtype": "U8", "shape": [8], "data_offsets": [24, 32]},
+}
 DTYPES = ("F16", "BF16", "I64", "BOOL", "F8_E4M3", "F4", "C64", "X", "", "F64", "U64")
 
 
@@ -51,7 +64,9 @@ def run(case: tuple[bytes, bytes, bytes, bool, str, str], room: Path, _: Path) -
     (folder / "blobs" / sha256).write_bytes(blob)
     (folder / "runs" / "n.json").write_bytes(root)
     if not {"/", "\0"} & set(name) and name not in ("", ".", "..") and len(name) < 200:
-        (folder / "observer" / name.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")).write_bytes(entry)
+        (folder / "observer" / name.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")).write_bytes(
+            entry
+        )
     if way == "ls":
         return [told("store", "ls", "--store", folder), told("store", "ls", "--runs", "--store", folder)]
     if way == "gc":
@@ -89,4 +104,3 @@ def pixels(store: Any, entry: bytes, blob: bytes, room: Path) -> None:
 
 
 FAMILY = Family("store", cases(), run, cost=1.0)
-_ = SCALARS
