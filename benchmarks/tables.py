@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import speed_tables
+from benchmarks import fault_tables, speed_tables
 from dd_tasks import comparison
 from dd_tasks.card import escape, size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
@@ -18,6 +18,7 @@ from schemas.spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+FAULT_MARKS = re.compile(r"(<!-- faults -->\n).*?(<!-- /faults -->)", re.DOTALL)
 
 
 def results() -> list[dict[str, Any]]:
@@ -263,6 +264,8 @@ TABLES = runs, comparisons, labels, implied, large, plans, speed, curves, noise,
 
 
 def rewritten(readme: str) -> str:
+    faults = "".join(table(results()) for table in fault_tables.TABLES)
+    readme = FAULT_MARKS.sub(lambda match: match[1] + faults + match[2], readme)
     return MARKS.sub(lambda match: match[1] + "".join(table() for table in TABLES) + match[2], readme)
 
 

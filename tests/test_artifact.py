@@ -1,5 +1,6 @@
 """The artifact as written: what `datasets` sees of it, and what is left when writing fails."""
 
+import io
 import json
 import os
 from dataclasses import fields, replace
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest, tiny_views
+from PIL import Image
+from sample import CLASSES, EPOCHS, SIDE, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest, tiny_views
 
 from dd_tasks import artifact
 from dd_tasks.errors import InputError
@@ -250,7 +253,7 @@ def test_a_table_of_far_more_bytes_than_its_file_is_not_unpacked(
 ) -> None:
     monkeypatch.setattr(artifact, "FEW_BYTES", 1000)
     pq.write_table(pa.table({"a": ["x" * 1000] * 100_000}), tmp_path / "bomb")
-    with pytest.raises(ValueError, match="its rows take more than .* bytes, 100 times its own"):
+    with pytest.raises(ValueError, match=r"its rows take more than .* bytes, 100 times its own"):
         artifact.read_parquet(tmp_path / "bomb")
     plain = pa.table({"a": list(range(10_000))})
     pq.write_table(plain, tmp_path / "plain")

@@ -127,7 +127,7 @@ def test_a_blob_that_is_no_tensors_is_missing_though_its_checksum_is_right(store
     sha256 = hashlib.sha256(junk).hexdigest()
     store.write(store.path("blobs", sha256), junk)
     store.put(REF, {"x": 1}, canvas=sha256)
-    with pytest.raises(KeyError, match="its canvas in the store .* is no safetensors file"):
+    with pytest.raises(KeyError, match=r"its canvas in the store .* is no safetensors file"):
         store.get(REF, "canvas")
 
 

@@ -61,7 +61,8 @@ def test_members_are_those_that_tarfile_finds(tmp_path, members, how):
 
 @pytest.mark.parametrize(
     "records",
-    [{"GNU.sparse.major": "x"}, {"GNU.sparse.map": "0,x"}, HOLES | {"GNU.sparse.realsize": "x"}, {"GNU.sparse.size": "-"}],
+    [{"GNU.sparse.major": "x"}, {"GNU.sparse.map": "0,x"}, HOLES | {"GNU.sparse.realsize": "x"},
+    {"GNU.sparse.size": "-"}],
 )  # fmt: skip
 def test_a_header_that_means_nothing_is_one_line(tmp_path, records):
     members = [(info("a.png", pax_headers=records), b"x\n".ljust(512, b"\0")), (info("a.cls"), b"1")]
