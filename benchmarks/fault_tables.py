@@ -10,7 +10,8 @@ def fuzz(results: Results) -> str:
     for found in of(results, "fuzz"):
         parts += [
             "",
-            "| hostile input | cases | taken | refused | escaped | slow, large, hung or died | most seconds | most memory |",
+            "| hostile input | cases | taken | refused | escaped | slow, large, hung or died | most seconds "
+            "| most memory |",
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         rows, limits = found["rows"], found["limits"]
@@ -21,8 +22,8 @@ def fuzz(results: Results) -> str:
             parts.append(f"| {shown} | {row['worst_seconds']:.1f} | {size(row['worst_bytes'])} |")
         parts += [
             "",
-            "Taken: the call succeeded, or what it was given was sound. Refused: an error of our own, in one line. Escaped: "
-            f"anything else. A case may take {limits['seconds']} s and {size(limits['bytes'])} beyond what its process had.",
+            "Taken: the call succeeded. Refused: an error of our own in one line, or a list of what is wrong. Escaped: all "
+            f"else. A case may take {limits['seconds']} s, and {size(limits['bytes'])} more than its process had.",
             f"`{found['command']}`: {found['seconds'] / 60:.0f} minutes on {found['machine']}.",
             "",
         ]
