@@ -22,8 +22,8 @@ def fuzz(results: Results) -> str:
             parts.append(f"| {shown} | {row['worst_seconds']:.1f} | {size(row['worst_bytes'])} |")
         parts += [
             "",
-            "Taken: the call succeeded. Refused: an error of our own in one line, or a list of what is wrong. Escaped: all "
-            f"else. A case may take {limits['seconds']} s, and {size(limits['bytes'])} more than its process had.",
+            "Taken: the call succeeded. Refused: an error of our own in one line, or a list of what is wrong. Escaped: "
+            f"all else. A case may take {limits['seconds']} s, and {size(limits['bytes'])} more than its process had.",
             f"`{found['command']}`: {found['seconds'] / 60:.0f} minutes on {found['machine']}.",
             "",
         ]

@@ -77,6 +77,21 @@ def fuzzed(family: Family, cases: range, seed: int) -> tuple[dict[str, Any], lis
     return row, found
 
 
+def found_of(family: Family, given: argparse.Namespace) -> dict[str, Any]:
+    """The row of a family and its failures: run now, or where that was done before."""
+    cases = range(shares(given.cases)[family.name]) if given.case is None else range(given.case, given.case + 1)
+    place = given.parts / f"{family.name}-{given.seed}-{len(cases)}.json" if given.parts else None
+    if place and place.exists():
+        found: dict[str, Any] = json.loads(place.read_text())
+        return found
+    row, failures = fuzzed(family, cases, given.seed)
+    found = {"row": row, "failures": failures}
+    if place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(found))
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     from flows.workspace import machine
 
@@ -85,20 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--only", choices=[family.name for family in FAMILIES])
     parser.add_argument("--case", type=int, help="of the family of --only: this one alone")
-    parser.add_argument("--json", type=Path, help="Write the result here instead.")
+    parser.add_argument(
+        "--parts", type=Path, help="folder of what single families found; what is there is not run again"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here instead")
     given = parser.parse_args(arguments)
     imported()
-    begun, rows, failures = time.monotonic(), [], []
-    for family in FAMILIES:
-        if given.only in (None, family.name):
-            cases = range(shares(given.cases)[family.name]) if given.case is None else range(given.case, given.case + 1)
-            row, found = fuzzed(family, cases, given.seed)
-            rows.append(row)
-            failures += found
+    every = [found_of(family, given) for family in FAMILIES if given.only in (None, family.name)]
+    rows, failures = [found["row"] for found in every], [failure for found in every for failure in found["failures"]]
     result = {
         "seed": given.seed, "cases": sum(row["cases"] for row in rows), "limits": LIMITS, "rows": rows,
-        "failures": failures, "seconds": round(time.monotonic() - begun, 1), "machine": machine(),
-        "command": " ".join(["python -m benchmarks.fuzz", *(sys.argv[1:] if arguments is None else arguments)]),
+        "failures": failures, "seconds": round(sum(row["seconds"] for row in rows), 1), "machine": machine(),
+        "command": f"python -m benchmarks.fuzz --seed {given.seed}",
     }  # fmt: skip
     if given.json:
         given.json.write_text(json.dumps(result))

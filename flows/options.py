@@ -58,7 +58,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
 
 
 SHORT = reprlib.Repr()  # a few bytes of YAML may stand for more values than fit into memory
-SHORT.maxstring = SHORT.maxother = 200
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 
 
 def profiles_of(out: Path) -> Path:
