@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.hostile.family import Family, asked, findings, told
 from benchmarks.hostile.mutations import SEEDS, documents, edited, harmed, spoiled
+from benchmarks.hostile.place import SCRATCH
 
 TABLES = {"images": "images/train-00000-of-00001.parquet", "soft_labels": "soft_labels/train-00000-of-00001.parquet"}
 KINDS = ("exact", "compact", "few")
@@ -28,6 +29,25 @@ def sound(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 def prepare(folder: Path) -> None:
+    """Three sound artifacts, made once and copied for each family."""
+    shutil.copytree(_made(), folder, dirs_exist_ok=True)
+
+
+@cache
+def base() -> dict[str, dict[str, bytes]]:
+    """The same, when cases are drawn."""
+    return sound(_made())
+
+
+def _made() -> Path:
+    """Where they were made by the first that asked."""
+    folder = Path(SCRATCH.name) / "artifacts"
+    if not folder.exists():
+        _make(folder)
+    return folder
+
+
+def _make(folder: Path) -> None:
     import torch
     from sample import compact_info, compact_labels, draft, tiny_canvas, tiny_labels, tiny_nearest
 
@@ -41,16 +61,6 @@ def prepare(folder: Path) -> None:
         about = draft() if kind == "exact" else draft(labels=compact_info(labels))
         assets = {"preview.png": b"picture", "story.safetensors": story.to_bytes()}
         artifact.write(folder / kind, canvas, labels, about, assets, nearest=near)
-
-
-@cache
-def base() -> dict[str, dict[str, bytes]]:
-    """The same, when cases are drawn."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        return sound(Path(folder))
 
 
 def laid(files: dict[str, bytes], room: Path) -> Path:
