@@ -31,7 +31,7 @@ FAMILIES = (
     stores.FAMILY,
     hubs.FAMILY,
 )
-CASES = 10_500
+CASES = 10_200
 
 
 def imported() -> None:

@@ -288,9 +288,9 @@ def of(name: str) -> Any:
 
 
 FAMILIES = (
-    Family("manifests", manifests(), of("retort.json"), prepare, cost=1.5),
-    Family("cards", cards(), of("README.md"), prepare),
+    Family("manifests", manifests(), of("retort.json"), prepare),
+    Family("cards", cards(), of("README.md"), prepare, cost=0.8),
     Family("croissant", croissants(), of("croissant.json"), prepare, cost=0.5),
-    Family("folders", folders(), run_folder, prepare, cost=0.5),
+    Family("folders", folders(), run_folder, prepare, cost=0.4),
     Family("stories", st.tuples(SEEDS, st.booleans()), run_story, prepare, cost=0.3),
 )

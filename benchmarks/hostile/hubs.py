@@ -302,4 +302,4 @@ def expect_within(found: Path, room: Path) -> None:
     assert found.resolve().is_relative_to(room.resolve()), found
 
 
-FAMILY = Family("Hub answers", cases(), run, artifacts, cost=1.0)
+FAMILY = Family("Hub answers", cases(), run, artifacts, cost=0.7)

@@ -180,4 +180,4 @@ def _agree(out: Path, name: str, change: dict[str, Any]) -> None:
     (out / "retort.json").write_text(json.dumps(manifest))
 
 
-FAMILY = Family("Parquet files", tables(), run_table, prepare_tables, cost=1.5)
+FAMILY = Family("Parquet files", tables(), run_table, prepare_tables, cost=0.8)

@@ -171,4 +171,4 @@ def read(image: bytes, suffix: str, name: str, room: Path) -> list[str]:
     return ["refused" if _picture(image, 16) else "accepted"]
 
 
-FAMILY = Family("images", cases(), run, cost=2.0)
+FAMILY = Family("images", cases(), run, cost=3.5)

@@ -103,4 +103,4 @@ def pixels(store: Any, entry: bytes, blob: bytes, room: Path) -> None:
     list(pixels.feed(source, 16, store, quarantine=shards.Quarantine()).batches(2, seed=0))
 
 
-FAMILY = Family("store", cases(), run, cost=1.0)
+FAMILY = Family("store", cases(), run, cost=1.2)

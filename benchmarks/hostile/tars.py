@@ -173,4 +173,4 @@ def read(path: str, tolerate: int, way: str) -> None:
     assert images <= fed.samples and (memory == 0 or images == fed.samples), (images, fed.samples)
 
 
-FAMILY = Family("shards", cases(), run, cost=2.5)
+FAMILY = Family("shards", cases(), run, cost=3.0)

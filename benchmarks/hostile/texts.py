@@ -278,6 +278,6 @@ def run_other(case: tuple[str, bytes], room: Path, prepared: Path) -> list[str]:
 FAMILIES = (
     Family("class files", classes(), run_classes),
     Family("indexes", INDEXES, run_index),
-    Family("run specs", specs(), run_spec, prepare_specs, cost=1.5),
+    Family("run specs", specs(), run_spec, prepare_specs),
     Family("own files", OTHERS, run_other, cost=0.5),
 )
