@@ -8,6 +8,7 @@ from struct import unpack_from
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 FILTERS = 4  # the highest
+MOST_BYTES = 1 << 28  # of pixels, unpacked
 CHUNK, SLICE = 1 << 20, 1 << 16  # bytes that are looked at together, unpacked and packed
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 
@@ -20,8 +21,11 @@ def expect_whole(image: bytes) -> None:
     width, height, depth, colour, _, _, interlaced = unpack_from(">IIBBBBB", image, 16)
     if colour not in CHANNELS or not width or not height:
         return
+    strides = list(_strides(width, height, CHANNELS[colour] * depth, bool(interlaced)))
+    if (size := sum(stride * count for stride, count in strides)) > MOST_BYTES:
+        raise ValueError(f"PNG: the pixels take {size} bytes, above {MOST_BYTES}")
     pieces, have = _unpacked(image), b""
-    for stride, count in _strides(width, height, CHANNELS[colour] * depth, bool(interlaced)):
+    for stride, count in strides:
         for first in range(0, count, step := max(1, CHUNK // stride)):
             wanted = stride * min(step, count - first)
             while len(have) < wanted:

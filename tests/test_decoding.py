@@ -93,6 +93,13 @@ def test_a_png_whose_pixels_are_damaged_is_refused_before_libpng_ends_the_proces
         decode_whole(image)
 
 
+def test_a_png_of_deep_pixels_is_refused_by_its_header():
+    image = bytearray(png(bytes(25 * 8)))
+    image[16:26] = struct.pack(">IIBB", 8000, 8000, 16, 6)
+    with pytest.raises(ValueError, match="the pixels take 512008000 bytes, above 268435456"):
+        decode_whole(bytes(image))
+
+
 @pytest.mark.parametrize("side", [1, 3, 8, 1200])
 def test_a_png_of_any_size_interlaced_or_not_is_whole(side):
     plain = png(bytes((1 + 3 * side) * side), side=side)
