@@ -1,13 +1,9 @@
 """The README's tables of generated faults, from what the benchmarks wrote."""
 
-from collections.abc import Iterator
 from typing import Any
 
-Results = list[dict[str, Any]]
-
-
-def of(results: Results, benchmark: str) -> Iterator[dict[str, Any]]:
-    return (found for found in results if found["benchmark"] == benchmark)
+from benchmarks.speed_tables import Results, of
+from dd_tasks.card import size
 
 
 def kills(results: Results) -> str:
@@ -40,4 +36,37 @@ def told(found: dict[str, Any]) -> str:
     )
 
 
-TABLES = (kills,)
+def fuzz(results: Results) -> str:
+    """Markdown: cases of hostile input by family and what became of them."""
+    parts = []
+    for found in of(results, "fuzz"):
+        parts += [
+            "",
+            "| hostile input | cases | taken | refused | escaped | slow, large, hung or died | most seconds "
+            "| most memory |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        rows, limits = found["rows"], found["limits"]
+        for row in (*rows, whole(rows)):
+            beyond = sum(row[outcome] for outcome in ("slow", "large", "hung", "died"))
+            cells = row["family"], row["cases"], row["accepted"], row["refused"], row["escaped"], beyond
+            shown = " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)
+            parts.append(f"| {shown} | {row['worst_seconds']:.1f} | {size(row['worst_bytes'])} |")
+        parts += [
+            "",
+            "Taken: the call succeeded. Refused: an error of our own in one line, or a list of what is wrong. Escaped: "
+            f"all else. A case may take {limits['seconds']} s, and {size(limits['bytes'])} more than its process had.",
+            f"`{found['command']}`: {found['seconds'] / 60:.0f} minutes on {found['machine']}.",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def whole(rows: Results) -> dict[str, float | str]:
+    """The last row: the sums, and of what is worst the worst."""
+    counts = {name: sum(row[name] for row in rows) for name, value in rows[0].items() if isinstance(value, int)}
+    worst = {name: max(row[name] for row in rows) for name in ("worst_seconds", "worst_bytes")}
+    return {**counts, **worst, "family": "in all"}
+
+
+TABLES = kills, fuzz

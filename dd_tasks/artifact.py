@@ -3,6 +3,7 @@
 Shape letters: N images, V labelled views, K classes, C channels (3), H x W pixels.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -28,6 +29,7 @@ from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
 from dd_tasks.types import Canvas, Nearest, Views, slots_of
+from dd_tasks.visible import legible
 from dd_tasks.whole import all_or_nothing
 from schemas.manifest import FileEntry, Manifest
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 TABLES = ("images", "soft_labels")
 PARTS = {MANIFEST, CARD, CROISSANT, "assets", *TABLES}
 SHARD_BYTES = 500_000_000
+MOST_UNPACKED, FEW_BYTES = 100, 1 << 26  # bytes in memory for one of a Parquet file, unless they are few
 IMAGE_PARQUET = {"compression": "zstd", "write_page_index": True, "row_group_size": 100}
 
 
@@ -76,7 +79,7 @@ def label_features(manifest: Manifest) -> "Features":
 
 def parquet_files(folder: Path, table: str) -> list[Path]:
     """The files of one table, in the order of its rows."""
-    return sorted((folder / table).glob("train-*.parquet"))
+    return sorted(file for file in (folder / table).glob("train-*.parquet") if file.is_file())
 
 
 def tables_of(manifest: Manifest) -> tuple[str, ...]:
@@ -274,10 +277,17 @@ def _first_error(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
+def file_bytes(file: Path) -> bytes:
+    """Of a file. OSError where there is none, and for what is no file to read to its end: a pipe, a device."""
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file.read_bytes()
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the artifact; InputError where there is none, or an invalid one."""
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        return Manifest.model_validate_json(file_bytes(path / MANIFEST))
     except OSError as error:
         raise InputError(f"{path} is not an artifact: cannot read {MANIFEST} ({error.strerror})") from error
     except ValidationError as error:
@@ -295,18 +305,40 @@ def read(path: Path) -> Loaded:
         labels = tables.get("soft_labels", label_schema("exact", len(manifest.classes)).empty_table())
         soft_NK = torch.from_numpy(numbers(tables["images"], "soft_label").copy())
         views = views_of(labels, soft_NK, manifest.side)
-        return Loaded(manifest, _canvas(tables["images"]), views, _nearest(tables["images"]))
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cannot read its tables ({str(error).splitlines()[0]}); validate it") from error
+        return Loaded(manifest, _canvas(tables["images"], manifest.side), views, _nearest(tables["images"]))
+    except Exception as error:  # whatever a broken table makes its readers raise
+        said = legible(str(error)) or type(error).__name__
+        raise InputError(f"{path}: cannot read its tables ({said}); validate it") from error
 
 
 def _read_table(path: Path, name: str) -> pa.Table:
-    return pa.concat_tables([pq.read_table(file) for file in parquet_files(path, name)])
+    return pa.concat_tables([read_parquet(file) for file in parquet_files(path, name)])
 
 
-def _canvas(table: pa.Table) -> Canvas:
-    files = [row["bytes"] for row in table["image"].to_pylist()]
-    images = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+def read_parquet(file: Path) -> pa.Table:
+    """All of a Parquet file. ValueError, before they are all there, where its rows take far more bytes than it has."""
+    most = max(FEW_BYTES, MOST_UNPACKED * file.stat().st_size)
+    with pq.ParquetFile(file) as opened:
+        about, size, batches = opened.metadata, 0, list[pa.RecordBatch]()
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        widest = max((group.total_byte_size for group in groups), default=1)  # one value of it may fill all rows
+        for batch in opened.iter_batches(batch_size=min(1 << 16, max(1, most // max(1, widest)))):
+            batches.append(batch)
+            if (size := size + batch.nbytes) > most:
+                raise ValueError(f"its rows take more than {most} bytes, {most // file.stat().st_size} times its own")
+        return pa.Table.from_batches(batches, opened.schema_arrow)
+
+
+def _pixels(file: bytes, side: int) -> np.ndarray:
+    """[S, S, 3] of a PNG file. ValueError, before it is decoded, where it is of another size."""
+    with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+        if image.size != (side, side):
+            raise ValueError(f"an image is {image.width} x {image.height} instead of {side} x {side}")
+        return np.asarray(image.convert("RGB"))
+
+
+def _canvas(table: pa.Table, side: int) -> Canvas:
+    images = [_pixels(row["bytes"], side) for row in table["image"].to_pylist()]
     sources = tuple(map(tuple, table["sources"].to_pylist()))
     images_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return Canvas(images_NCHW, torch.from_numpy(numbers(table, "label").copy()), sources)

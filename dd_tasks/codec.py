@@ -9,6 +9,7 @@ Shape letters: N images, V labelled views, K classes, C channels, S side.
 import io
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -29,6 +30,7 @@ from dd_tasks.compact import Coding
 from dd_tasks.decoding import decode_whole
 from dd_tasks.errors import InputError
 from dd_tasks.types import Views
+from dd_tasks.visible import legible
 
 CHUNK = 128  # views of a stream that are made together
 Codec = Literal["exact", "compact"]
@@ -120,11 +122,39 @@ def replay(images: Rows, soft_labels: Rows, epochs: int | None = None) -> "Repla
     come in any order, batch size and number of workers. With `streaming=True` they come in the order of the rows:
     `soft_labels.shuffle(...)` shuffles these. InputError for other tables.
     """
-    pixels_NCSS, soft_NK = _images(images.with_format("arrow"))
+    with _readable("images"):
+        pixels_NCSS, soft_NK = _images(images.with_format("arrow"))
     labels = soft_labels.with_format("arrow")
     if hasattr(labels, "__len__"):
-        return Replay(pixels_NCSS, views_of(_table(labels[:]), soft_NK, pixels_NCSS.shape[-1]), epochs)
+        with _readable("soft_labels"):
+            return Replay(pixels_NCSS, _views(_table(labels[:]), pixels_NCSS, soft_NK), epochs)
     return Stream(pixels_NCSS, soft_NK, labels, epochs)
+
+
+@contextmanager
+def _readable(table: str) -> Iterator[None]:
+    """What a broken table makes its readers raise, as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{table}: cannot be read: {legible(str(error)) or type(error).__name__}") from error
+
+
+def _views(table: pa.Table, pixels_NCSS: Tensor, soft_NK: Tensor) -> Views:
+    """The views of a table. InputError for one that shows what the images have not."""
+    n, side = len(pixels_NCSS), pixels_NCSS.shape[-1]
+    views = views_of(table, soft_NK, side)
+    mixed = views[views.mix_boxes_V4[:, 2] != 0]
+    for images_V in (views.images_V, views.partners_V):
+        if len(images_V) and not 0 <= int(images_V.min()) <= int(images_V.max()) < n:
+            raise InputError(f"soft_labels: images {int(images_V.min())}..{int(images_V.max())} of {n} are shown")
+    for boxes_V4 in (views.crops.boxes_N4, mixed.partner_crops.boxes_N4, mixed.mix_boxes_V4.long()):
+        corner_V2, size_V2 = boxes_V4[:, :2], boxes_V4[:, 2:]
+        if bool(((corner_V2 < 0) | (size_V2 < 1) | (corner_V2 + size_V2 > side)).any()):
+            raise InputError(f"soft_labels: a crop or a mix box is not inside of {side} x {side} pixels")
+    return views
 
 
 def _images(images: Any) -> tuple[Tensor, Tensor]:
@@ -169,12 +199,13 @@ class Stream(IterableDataset[Seen]):
         self.pixels_NCSS, self.soft_NK, self.labels, self.epochs = pixels_NCSS, soft_NK, labels, epochs
 
     def __iter__(self) -> Iterator[Seen]:
-        n, side = len(self.pixels_NCSS), self.pixels_NCSS.shape[-1]
+        n = len(self.pixels_NCSS)
         left = math.inf if self.epochs is None else self.epochs * n
         while left > 0:
             before = left
             for table in _chunks(map(_table, self.labels)):
-                views = views_of(table, self.soft_NK, side)
+                with _readable("soft_labels"):
+                    views = _views(table, self.pixels_NCSS, self.soft_NK)
                 views = views[: int(min(left, len(views)))]
                 yield from zip(show(self.pixels_NCSS, views, slice(None)), views.logits_VK.float(), strict=True)
                 if (left := left - len(views)) <= 0:

@@ -137,7 +137,7 @@ def read_committee(path: Path) -> tuple[Imported, ...]:
         observers = tuple(Imported(str(e["architecture"]), str(e["weights"]), str(e["sha256"])) for e in entries)
     except FileNotFoundError:
         raise InputError(f"no committee file {path}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a committee file: {type(error).__name__} {error}") from None
     if not observers:
         raise InputError(f"{path} lists no observers")

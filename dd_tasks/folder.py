@@ -3,6 +3,7 @@ by itself is waited out."""
 
 import contextlib
 import logging
+import os
 import posixpath
 import random
 import re

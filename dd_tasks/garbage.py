@@ -51,8 +51,11 @@ class Root:
         try:
             told = json.loads(data)
             refs = tuple(Ref.named(name) for name in told["refs"])
-            return Root(told["name"], told["identity"], told["preset"], told["when"], refs)
-        except (TypeError, KeyError, AttributeError) as error:
+            name, identity, preset, when = about = [told[what] for what in ("name", "identity", "preset", "when")]
+            if not all(isinstance(said, str) for said in about):
+                raise TypeError("what it says of the run is no text")
+            return Root(name, identity, preset, when, refs)
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(str(error)) from None
 
 

@@ -39,13 +39,12 @@ class HubError(OSError):
 def fetch_weights(repository: str) -> Path:
     """The safetensors of a model repository `ORG/NAME[@REVISION]`, downloaded once. InputError where there are none."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     limit_requests()
     name, _, revision = repository.partition("@")
     try:
         return Path(hf_hub_download(name, WEIGHTS, revision=revision or None))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # what is no answer of a Hub makes its client raise anything
         raise InputError(f"no {WEIGHTS} from {repository!r}: {_reason(error)}") from None
 
 
@@ -53,13 +52,12 @@ def fetch_dataset(repository: str) -> Path:
     """The files of a dataset repository `ORG/NAME[@REVISION]`, all of one commit, in the Hub's cache. InputError where
     there are none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     limit_requests()
     name, _, revision = repository.partition("@")
     try:
         return Path(snapshot_download(name, repo_type=TYPE, revision=revision or None))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # as above
         raise InputError(f"no dataset {repository!r} on the Hub: {_reason(error)}") from None
 
 
@@ -120,6 +118,13 @@ def _pause(error: Exception, pause: float | None) -> float | None:
     asked = error.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
     wanted = max(pause, float(asked)) if asked.isdecimal() else pause
     return wanted if wanted <= LONGEST_PAUSE else None
+
+
+def _text(said: object) -> str:
+    """What a Hub says, where it is text."""
+    if not isinstance(said, str):
+        raise TypeError(f"the Hub answers {said!r} where there should be a name")
+    return said
 
 
 def _nothing() -> None:
@@ -225,14 +230,18 @@ class Repository:
         self._call("create", lambda: make(self.name, private=private or None, repo_type=TYPE, exist_ok=True))
 
     def refs(self) -> Refs:
-        found = self._call("list refs", lambda: self.api.list_repo_refs(self.name, repo_type=TYPE))
-        branches, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (found.branches, found.tags))
-        return Refs(branches, tags)
+        def ask() -> Refs:
+            found = self.api.list_repo_refs(self.name, repo_type=TYPE)
+            return Refs(
+                *({_text(ref.name): _text(ref.target_commit) for ref in refs} for refs in (found.branches, found.tags))
+            )
+
+        return self._call("list refs", ask)
 
     def pull_requests(self) -> Iterator[Landed]:
         """The open ones, the newest first, with the revision that each stands at."""
-        listed = self._call("list pull requests", lambda: list(self._discussions()))
-        for found in sorted(listed, key=lambda found: -found.num):
+        listed = self._call("list pull requests", lambda: sorted(self._discussions(), key=lambda found: -found.num))
+        for found in listed:
             yield Landed(self._head(found.git_reference), found.url)
 
     def _head(self, reference: str) -> str:
@@ -247,12 +256,12 @@ class Repository:
         """Every file of a revision by its path."""
         from huggingface_hub.hf_api import RepoFile
 
-        tree = self.api.list_repo_tree
-        found = self._call(
-            "list files", lambda: list(tree(self.name, recursive=True, revision=revision, repo_type=TYPE))
-        )
-        files = [entry for entry in found if isinstance(entry, RepoFile)]
-        return {file.path: Blob(file.size, file.blob_id, file.lfs.sha256 if file.lfs else None) for file in files}
+        def ask() -> dict[str, Blob]:
+            found = self.api.list_repo_tree(self.name, recursive=True, revision=revision, repo_type=TYPE)
+            files = [entry for entry in found if isinstance(entry, RepoFile)]
+            return {_text(f.path): Blob(f.size, f.blob_id, f.lfs.sha256 if f.lfs else None) for f in files}
+
+        return self._call("list files", ask)
 
     def fetch(self, path: str, revision: str, folder: Path) -> Path:
         """Download a file of a revision to its place in a folder, whatever the client's cache holds."""
@@ -317,13 +326,11 @@ class Repository:
 
         HubError says why it failed, without secrets and without a chain of causes.
         """
-        import httpx2
-
         pauses = iter(PAUSES)
         while True:
             try:
                 return call()
-            except (httpx2.HTTPError, OSError, RuntimeError, ValueError, LookupError) as error:
+            except Exception as error:  # what is no answer of a Hub makes its client raise anything
                 failure = error
             if (found := landed()) is not None:
                 return found

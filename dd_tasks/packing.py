@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from dd_tasks.decoding import PixelStatistics, decode_whole
+from dd_tasks.decoding import MOST_PIXELS, PixelStatistics, decode_whole
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.shards import (
     CLASS_NAMES,
@@ -37,6 +37,7 @@ from dd_tasks.whole import all_or_nothing
 from schemas.index import ShardEntry, ShardIndex
 
 Encoded = tuple[str, bytes, str, int]  # key, image as it lies on disk, its suffix, class id
+OTHERS = ("BMP", "GIF", "JPEG2000", "PPM", "TGA", "TIFF")  # none of those that run a program of their own
 LONGEST_KEY = 90  # with its suffix it must fit the 100 bytes of a tar header
 
 log = logging.getLogger(__name__)
@@ -257,14 +258,16 @@ def _rows(table: Any, split: str, image_column: str, label_column: str, ids: dic
 
 
 def _suffixed(image: bytes, row: int) -> tuple[bytes, str]:
-    """JPEG, PNG and WebP bytes as they are, any other format as PNG."""
+    """JPEG, PNG and WebP bytes as they are, a few other formats as PNG."""
     for suffix, magic in (("jpg", b"\xff\xd8\xff"), ("png", b"\x89PNG\r\n\x1a\n"), ("webp", b"RIFF")):
         if image.startswith(magic):
             return image, suffix
     try:
-        with Image.open(io.BytesIO(image)) as picture:
+        with Image.open(io.BytesIO(image), formats=OTHERS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} is above {MOST_PIXELS} pixels")
             return _png(picture), "png"
-    except OSError as error:
+    except Exception as error:  # whatever a broken file makes its reader raise
         raise InputError(f"row {row}: image cannot be read: {error}") from error
 
 

@@ -8,6 +8,7 @@ how many faults are tolerated has no part in it: training and held-out images ar
 
 import errno
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -103,11 +104,18 @@ def get(source: Source, side: int, store: Store) -> Pixels | None:
         return None
     if path is None:
         return None
-    about, shape = found.tensors["about"], (-1, 3, side, side)
-    size = len(about["labels_N"]) * 3 * side * side
-    images_NCSS = torch.from_file(path, shared=False, size=size, dtype=torch.uint8).view(shape)
-    flaws = tuple(Flaw(*flaw) for flaw in found.facts["flaws"])
-    return Pixels(images_NCSS, about["labels_N"], _unpacked(about["keys"]), flaws)
+    try:
+        labels_N, keys = found.tensors["about"]["labels_N"], _unpacked(found.tensors["about"]["keys"])
+        flaws = tuple(Flaw(*flaw) for flaw in found.facts["flaws"])
+        size = len(labels_N) * 3 * side * side
+        agree = os.path.getsize(path) == size and len(keys) == len(labels_N) == labels_N.numel()
+    except (KeyError, TypeError, ValueError):
+        agree = False
+    if not agree:  # to map more than a file has would end the process
+        log.warning("%s: what the store has of it does not agree; made again", ref)
+        return None
+    images_NCSS = torch.from_file(path, shared=False, size=size, dtype=torch.uint8).view(-1, 3, side, side)
+    return Pixels(images_NCSS, labels_N.long(), keys, flaws)
 
 
 def put(source: Source, side: int, store: Store, keep: Keep, quarantine: Quarantine, track: Track) -> bool:

@@ -247,13 +247,13 @@ def preset(name: str, *, side: int) -> Recipe:
 def _own(name: str, side: int) -> Recipe:
     """What a user's own function, importable from the working directory, returns."""
     module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, here := str(Path.cwd()))
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"preset {name!r}: {error}") from None
+    except Exception as error:  # a module may raise what it likes
+        raise InputError(f"preset {name!r}: {error or type(error).__name__}") from None
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
     try:
         inspect.signature(make).bind(side=side)
     except (TypeError, ValueError):

@@ -14,6 +14,7 @@ def _rising(scale: tuple[float, float]) -> tuple[float, float]:
 LATER = {"later": True}  # of a field that came later: at its default it has no part in an identity, which so stays
 
 Count = Annotated[int, Field(strict=True, ge=0)]
+Steps = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]  # plans list them one by one
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Several = Annotated[int, Field(strict=True, ge=2)]  # BatchNorm needs two
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]

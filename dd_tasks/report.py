@@ -15,13 +15,13 @@ import numpy as np
 import safetensors.torch
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dd_tasks import pictures
 from dd_tasks.axes import Axis, Mark, upper
 from dd_tasks.card import size
 from dd_tasks.claims import ROWS, accuracy, pairings, percent
+from dd_tasks.errors import InputError
 from dd_tasks.seconds import spent
 from dd_tasks.types import Canvas
 from dd_tasks.visible import visible
@@ -57,15 +57,18 @@ class Story:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Story":
-        """Reads what `to_bytes` wrote; gaze comes back as uint16. ValueError for anything else."""
+        """Reads what `to_bytes` wrote; gaze comes back as uint16. InputError for anything else."""
         try:
             tensors = safetensors.torch.load(data)
             before_NCHW, gaze_NSS, explored = (tensors.pop(name) for name in ("before", "gaze", "explored"))
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"these {len(data)} bytes are no story of a run: {error}") from error
-        panels = len(tensors) // 2
-        loss, remembered = (tuple(tensors[f"{name}.{i}"] for i in range(panels)) for name in ("loss", "remembered"))
-        return cls(before_NCHW, loss, remembered, gaze_NSS, int(explored))
+            panels = len(tensors) // 2
+            loss, remembered = (tuple(tensors[f"{name}.{i}"] for i in range(panels)) for name in ("loss", "remembered"))
+            story = cls(before_NCHW, loss, remembered, gaze_NSS, int(explored))
+        except Exception as error:  # whatever a broken file makes its reader raise
+            raise InputError(f"these {len(data)} bytes are no story of a run: {error}") from error
+        if odd := [panel for panel in (*loss, *remembered) if panel.ndim != 1 or panel.dtype != torch.float32]:
+            raise InputError(f"these {len(data)} bytes are no story of a run: a curve is {tuple(odd[0].shape)}")
+        return story
 
 
 WIDTH, HEIGHT = 500, 262
@@ -263,19 +266,19 @@ def template(name: str) -> Template:
 
 
 def check(manifest: Manifest, canvas: Canvas, story: Story) -> None:
-    """ValueError where the three are not of one run."""
+    """InputError where the three are not of one run."""
     if story.before_NCHW.shape != canvas.images_NCHW.shape:
         shapes = tuple(story.before_NCHW.shape), tuple(canvas.images_NCHW.shape)
-        raise ValueError("the story began with images of shape {}, the canvas holds {}".format(*shapes))
+        raise InputError("the story began with images of shape {}, the canvas holds {}".format(*shapes))
     if story.gaze_NSS.numel() and story.gaze_NSS.shape[0] != len(canvas):
-        raise ValueError(f"gaze for {story.gaze_NSS.shape[0]} images, the canvas holds {len(canvas)}")
+        raise InputError(f"gaze for {story.gaze_NSS.shape[0]} images, the canvas holds {len(canvas)}")
     if (highest := max(canvas.targets_N.tolist(), default=0)) >= len(manifest.classes):
-        raise ValueError(f"class {highest} is on the canvas, the manifest names {len(manifest.classes)}")
+        raise InputError(f"class {highest} is on the canvas, the manifest names {len(manifest.classes)}")
 
 
 @spent("report")
 def render(manifest: Manifest, canvas: Canvas, story: Story) -> str:
-    """The whole page, self-contained; equal arguments give equal text. ValueError where they are not of one run."""
+    """The whole page, self-contained; equal arguments give equal text. InputError where they are not of one run."""
     check(manifest, canvas, story)
     rows, compared = class_rows(manifest.classes, canvas, story.before_NCHW), pairings(manifest.claims)
     bars, bar_marks = bars_of(manifest.claims)

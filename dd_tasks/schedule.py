@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dd_tasks.augment import random_crops, tiles
-from dd_tasks.ranges import LATER, Amount, Count, Decay, Positive, Scale, Share
+from dd_tasks.ranges import LATER, Amount, Count, Decay, Positive, Scale, Share, Steps
 from dd_tasks.types import CropMemory, Crops, Tick
 
 
@@ -204,7 +204,7 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Phase:
-    steps: Count
+    steps: Steps
     viewer: RandomCrops | SharedCrop | Revisit | Tiles | Rolled
 
 

@@ -48,10 +48,10 @@ def _wrong_boxes(table: pa.Table, boxes: dict[str, tuple[str, ...]], side: int) 
 
 
 def _wrong_views(table: pa.Table, manifest: Manifest) -> Iterator[Wrong]:
-    images, mixed = _images(manifest), numbers(table, "mix_height") != 0
-    for name, counts in (("image", True), ("partner", mixed)):
+    images = _images(manifest)
+    for name in ("image", "partner"):
         found = numbers(table, name)
-        yield counts & ((found < 0) | (found >= images)), f"{name} is not within 0..{images - 1}"
+        yield (found < 0) | (found >= images), f"{name} is not within 0..{images - 1}"
     boxes = {"crop": BOX, "partner's crop": PARTNER_BOX, "mix box": MIX_BOX}
     yield from _wrong_boxes(table, boxes, manifest.side)
     yield ~np.isfinite(numbers(table, "logits")).all(1), "logits are not finite"

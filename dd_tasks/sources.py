@@ -80,6 +80,8 @@ def of_classes(source: Source, only: Sequence[str]) -> Source:
     if len(ids) in (0, len(known)):
         return source
     assert index.pixels_per_class is not None
+    if not any(index.samples_per_class[label] for label in ids):
+        raise InputError(f"classes {', '.join(only)}: there is no image of them")
     pairs = zip(index.shards, source.urls, strict=True)
     used = [(e, url) for e, url in pairs if e.classes is None or not set(ids).isdisjoint(e.classes)]
     mean, std = mean_and_std_of([index.pixels_per_class[label] for label in ids])

@@ -77,12 +77,14 @@ class Entry:
         """None for what is no whole entry. One that names no inputs has none."""
         try:
             read = json.loads(data or b"")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in ("facts", "blobs")):
             return None
         inputs = read.get("inputs", [])
-        if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
+        if not isinstance(inputs, list) or not all(
+            isinstance(name, str) for name in (*inputs, *read["blobs"].values())
+        ):
             return None
         return Entry(read["facts"], read["blobs"], tuple(map(Ref.named, inputs)))
 
@@ -143,8 +145,14 @@ class Store(Folder):
                 raise Missing(
                     f"{ref}: its {name} is missing or altered in the store {self.url}; the same command makes it again"
                 )
-            tensors[name] = safetensors.torch.load(blob)
+            tensors[name] = self._tensors(ref, name, blob)
         return Result(entry.facts, tensors)
+
+    def _tensors(self, ref: Ref, name: str, blob: bytes) -> dict[str, Tensor]:
+        try:
+            return safetensors.torch.load(blob)
+        except Exception as error:  # whatever a file that is none makes its reader raise
+            raise Missing(f"{ref}: its {name} in the store {self.url} is no safetensors file ({error})") from None
 
     @contextmanager
     def filling(self, name: str) -> Iterator["Filling"]:
@@ -184,7 +192,10 @@ class Store(Folder):
         for ref in refs:
             entry = self.known(ref)
             paths |= {self._entry(ref), *(self.path("blobs", sha256) for sha256 in entry.blobs.values())}
-        return sum(self.fs.sizes(sorted(paths)))
+        try:
+            return sum(self.fs.sizes(sorted(paths)))
+        except FileNotFoundError as error:
+            raise Missing(f"a blob is missing in the store {self.url}: {error.filename or error}") from None
 
     def entry(self, ref: Ref) -> Entry | None:
         return Entry.of(self.read(self._entry(ref)))

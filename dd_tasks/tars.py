@@ -254,7 +254,7 @@ class Shard:
     def groups(self) -> Iterator[tuple[str, Parts]]:
         """Neighbours of one key, images and classes only, in file order. InputError when cut short or damaged."""
         for key, group in groupby(self._members(), key=itemgetter(0)):
-            yield key, [(suffix, content) for _, suffix, content in group]
+            yield key, list(_kept(group))
 
     def _members(self) -> Iterator[tuple[str, str, bytes]]:
         with open_binary(self.url) as raw:
@@ -263,11 +263,21 @@ class Shard:
                 with tarfile.open(fileobj=cast(BinaryIO, tape), mode="r:", tarinfo=Member) as tar:
                     yield from _wanted(tar, tape)
                     end = tar.offset
-            except tarfile.TarError as error:
+            except OSError:
+                raise
+            except Exception as error:  # tarfile raises ValueError and others for what it cannot make a number of
                 raise InputError(f"shard {self.url!r} is cut short or not a plain tar: {error}") from error
             tape.finish()
         _expect_marker(self.url, tape, end)
         self.size, self.sha256 = tape.size, tape.sha256.hexdigest()
+
+
+def _kept(group: Iterator[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Of several images or classes of one key, which make up no sample, the first alone is held."""
+    seen = set[bool]()
+    for _, suffix, content in group:
+        yield suffix, b"" if (suffix == CLASS_SUFFIX) in seen else content
+        seen.add(suffix == CLASS_SUFFIX)
 
 
 def split_name(name: str) -> tuple[str, str] | None:

@@ -16,14 +16,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-import yaml
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
+from dd_tasks import yamls
 from dd_tasks.agreement import claims_problems, croissant_problems, header_problems
-from dd_tasks.artifact import CARD, MANIFEST, file_entry, image_features, label_features, parquet_files, tables_of
+from dd_tasks.artifact import (
+    CARD,
+    MANIFEST,
+    file_bytes,
+    file_entry,
+    image_features,
+    label_features,
+    parquet_files,
+    read_parquet,
+    tables_of,
+)
 from dd_tasks.card import rows
 from dd_tasks.columns import numbers
 from dd_tasks.croissant import CROISSANT
@@ -32,6 +41,7 @@ from dd_tasks.nearness import of_images
 from dd_tasks.seconds import spent
 from dd_tasks.sound import shown, wrong_labels
 from dd_tasks.types import Nearest
+from dd_tasks.visible import legible
 from schemas.card import CardHeader
 from schemas.manifest import FileEntry, Manifest
 
@@ -51,7 +61,12 @@ def validate(path: Path) -> list[str]:
     """
     if not path.is_dir():
         raise InputError(f"{path}: {'is not a folder' if path.exists() else 'does not exist'}")
-    return list(_problems(path))
+    found = list[str]()
+    try:
+        found += (legible(problem) for problem in _problems(path))
+    except Exception as error:  # a number that no float holds, say, in a place where nothing has looked at it before
+        found.append(f"{MANIFEST}: cannot be checked to its end: {type(error).__name__}: {_line(error)}")
+    return found
 
 
 def loads(path: str, manifest: Manifest, **where: str) -> list[str]:
@@ -103,7 +118,7 @@ def _model(model: type[Model], fields: object, place: str) -> tuple[Model | None
 
 def _json(path: Path, name: str) -> tuple[Any, list[str]]:
     try:
-        return json.loads((path / name).read_bytes()), []
+        return json.loads(file_bytes(path / name)), []
     except (OSError, ValueError, RecursionError) as error:
         return None, [f"{name}: cannot be read: {_line(error)}"]
 
@@ -155,12 +170,12 @@ def _file(path: Path, name: str, entry: FileEntry) -> str:
 def _card(path: Path) -> tuple[CardHeader | None, str, list[str]]:
     """The header, the text below it, and what is wrong with them."""
     try:
-        text = (path / CARD).read_text(encoding="utf-8")
+        text = file_bytes(path / CARD).decode().replace("\r\n", "\n")
         opening, separator, rest = text.partition("---\n")
         fields, closing, body = rest.partition("\n---\n")
         if opening or not separator or not closing:
             return None, "", [f"{CARD}: has no YAML header between two lines of ---"]
-        header, problems = _model(CardHeader, yaml.safe_load(fields), f"{CARD} header")
+        header, problems = _model(CardHeader, yamls.read(fields), f"{CARD} header")
         return header, body, problems
     except Exception as error:  # broken YAML makes the reader raise KeyError and others, too
         return None, "", [f"{CARD}: cannot be read: {_line(error)}"]
@@ -202,7 +217,7 @@ def _tables(path: Path, name: str, features: "Features", rows: int) -> Iterator[
 
 def _parquet(file: Path, features: "Features") -> tuple[pa.Table | None, str]:
     try:
-        table = pq.ParquetFile(file).read()
+        table = read_parquet(file)
         table.validate(full=True)
     except Exception as error:  # whatever a broken file makes the reader raise is a problem of that file
         return None, f"cannot be read: {_line(error)}"

@@ -376,9 +376,9 @@ def _one_line(error: ValueError | OSError) -> str | None:
 def _open(text: str) -> str:
     """On one line, without secrets."""
     from dd_tasks.redaction import redacted
-    from dd_tasks.visible import one_line
+    from dd_tasks.visible import legible
 
-    return one_line(redacted(text))
+    return legible(redacted(text))
 
 
 def _placed(error: Exception, message: str) -> str:

@@ -228,7 +228,7 @@ def write_report(path: Path, out: Path) -> None:
     check_file(out, "--out")
     loaded = artifact.read(path)
     kept = path / "assets" / "story.safetensors"
-    if not kept.exists():
+    if not kept.is_file():
         raise InputError(f"{path} keeps no story (assets/{kept.name}); the report cannot be written again")
     story = report.Story.from_bytes(kept.read_bytes())
     whole.write(out, report.render(loaded.manifest, loaded.canvas, story).encode())

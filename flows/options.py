@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import reprlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -55,6 +56,10 @@ Tolerate = Annotated[int, typer.Option(min=0, help="Broken samples to set aside 
 Profile = Annotated[bool, typer.Option("--profile", help="Also write where the seconds went, into OUT-profile.")]
 ProfileTo = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The same, into this folder.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]
+
+
+SHORT = reprlib.Repr()  # a few bytes of YAML may stand for more values than fit into memory
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 
 
 def profiles_of(out: Path) -> Path:
@@ -139,7 +144,7 @@ def _first(error: "ValidationError") -> str:
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{place} is missing"
-    return f"{place} {first['input']!r}: {said[:1].lower()}{said[1:]}"
+    return f"{place} {SHORT.repr(first['input'])}: {said[:1].lower()}{said[1:]}"
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -185,16 +190,17 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
+    from dd_tasks import yamls
     from dd_tasks.errors import InputError
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yamls.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of parameters, found {type(values).__name__}")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise InputError(f"{path}: the parameter {SHORT.repr(odd[0])} is no name")
     return values

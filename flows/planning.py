@@ -54,6 +54,8 @@ def extent_of(index: ShardIndex, side: int | None, test: ShardIndex | None = Non
         if index.height is None or index.width is None:
             raise InputError("the images differ in size: say which side to plan for with --side")
         side = min(index.height, index.width)
+    if side < (least := 8):
+        raise InputError(f"the images are {index.width} x {index.height}: a run takes {least} pixels a side or more")
     return Extent(
         name="shards", classes=len(index.classes), images=index.samples, side=side,
         image_bytes=max(1.0, sum(shard.bytes for shard in index.shards) / index.samples - TAR_BYTES),

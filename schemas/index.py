@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 Rgb = tuple[float, float, float]
 ClassPixels = tuple[int, int, int, int, int, int, int]
+LARGEST = 1 << 20  # pixels a side
+MOST = 1 << 62  # of anything that is counted
 
 
 class ShardEntry(BaseModel):
@@ -32,8 +34,8 @@ class ShardIndex(BaseModel):
     classes: list[str] = Field(min_length=1, description="class names; the position is the class id")
     shards: list[ShardEntry]
     samples_per_class: list[int]
-    height: int | None = Field(ge=1, description="pixels; null when images differ in size")
-    width: int | None = Field(ge=1, description="pixels; null when images differ in size")
+    height: int | None = Field(ge=1, le=LARGEST, description="pixels; null when images differ in size")
+    width: int | None = Field(ge=1, le=LARGEST, description="pixels; null when images differ in size")
     mean: Rgb = Field(description="per channel over all pixels of all images, pixels in [0, 1]")
     std: Rgb = Field(description="per channel over all pixels of all images, biased, pixels in [0, 1]")
 
@@ -65,8 +67,19 @@ class ShardIndex(BaseModel):
             raise ValueError(f"{len(self.samples_per_class)} counts for {len(self.classes)} classes")
         if self.pixels_per_class is not None and len(self.pixels_per_class) != len(self.classes):
             raise ValueError(f"pixels of {len(self.pixels_per_class)} for {len(self.classes)} classes")
-        if min(self.samples_per_class) < 0:
-            raise ValueError(f"count {min(self.samples_per_class)} in samples_per_class is negative")
+        if not 0 <= min(self.samples_per_class) <= max(self.samples_per_class) < MOST:
+            raise ValueError("a count in samples_per_class is negative, or above what there can be")
         if (in_shards := sum(shard.samples for shard in self.shards)) != self.samples:
             raise ValueError(f"shards hold {in_shards} samples, classes {self.samples}")
+        return self
+
+    @model_validator(mode="after")
+    def _pixels(self) -> Self:
+        for i, (pixels, *sums) in enumerate(self.pixels_per_class or ()):
+            pairs = list(zip(sums[:3], sums[3:], strict=True))
+            possible = all(
+                0 <= one <= 255 * pixels and one**2 <= pixels * square <= 255 * one * pixels for one, square in pairs
+            )
+            if not 0 <= pixels < MOST or not possible or (self.samples_per_class[i] > 0) != (pixels > 0):
+                raise ValueError(f"pixels_per_class.{i} cannot be: {self.samples_per_class[i]} images, {pixels} pixels")
         return self

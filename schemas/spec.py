@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.hub import DatasetName, License
 
 Normalise = Literal["data", "imagenet"]
+MOST = 1_000_000  # images, epochs or views: no run has more, and a slip of the pen must not count them one by one
 
 
 def in_order(schema: dict[str, Any]) -> None:
@@ -31,20 +32,20 @@ class RunSpec(BaseModel):
     test: tuple[str, ...] = Field(
         default=(), description="shards for the final rows; else the held-out part scores them"
     )
-    ipc: int = Field(ge=1, description="images per class")
+    ipc: int = Field(ge=1, le=MOST, description="images per class")
     classes: tuple[str, ...] = Field(default=(), description="distil these alone; default: all")
     normalise: Normalise = Field(
         default="data", description="pixels by the data's own mean and std, or by ImageNet's, which no shard changes"
     )
-    side: int | None = Field(default=None, ge=8, description="pixels a side; default: the shards' own")
+    side: int | None = Field(default=None, ge=8, le=8192, description="pixels a side; default: the shards' own")
     committee: str = Field(default="small", description="a committee by name")
     students: tuple[str, ...] = Field(default=("convnet3",), min_length=1, description="architectures that are scored")
-    seeds: int = Field(default=3, ge=1, description="students a row, and draws of random images")
-    student_epochs: int = Field(default=300, ge=1, description="of every student; the last one is scored")
+    seeds: int = Field(default=3, ge=1, le=1000, description="students a row, and draws of random images")
+    student_epochs: int = Field(default=300, ge=1, le=MOST, description="of every student; the last one is scored")
     student_batch: int | None = Field(
-        default=None, ge=2, description="views a batch; default: a tenth of the images, 10 to 100"
+        default=None, ge=2, le=MOST, description="views a batch; default: a tenth of the images, 10 to 100"
     )
-    full_epochs: int = Field(default=3, ge=0, description="epochs of the full-data row; 0 leaves it out")
+    full_epochs: int = Field(default=3, ge=0, le=MOST, description="epochs of the full-data row; 0 leaves it out")
     labels: str | None = Field(
         default=None, description="preset whose labeller labels all rows; default: the method's own"
     )
@@ -60,11 +61,11 @@ class RunSpec(BaseModel):
     bytes_row: bool = Field(
         default=True, description="also score random real JPEG images of as many bytes as images and labels have"
     )
-    seed: int = Field(default=0, ge=0, description="that all others are drawn from")
-    panel: int = Field(default=100, ge=1, description="slots (class, index) recovered together")
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="that all others are drawn from")
+    panel: int = Field(default=100, ge=1, le=MOST, description="slots (class, index) recovered together")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share kept from the observers")
     flip: bool = Field(default=True, description="whether a mirror image is of the same class; off for digits, letters")
-    tolerate: int = Field(default=0, ge=0, description="broken samples to set aside before failing")
+    tolerate: int = Field(default=0, ge=0, lt=1 << 63, description="broken samples to set aside before failing")
     overrides: dict[str, str] = Field(default={}, alias="set", description="part.field: value")
     license: License = Field(default="unknown", description="of the source data, by the Hub's identifier")
     source_dataset: DatasetName | None = Field(

@@ -1,5 +1,6 @@
 """The artifact as written: what `datasets` sees of it, and what is left when writing fails."""
 
+import io
 import json
 import os
 from dataclasses import fields, replace
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sample import CLASSES, EPOCHS, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest, tiny_views
+from PIL import Image
+from sample import CLASSES, EPOCHS, SIDE, K, N, draft, tiny_canvas, tiny_labels, tiny_nearest, tiny_views
 
 from dd_tasks import artifact
 from dd_tasks.errors import InputError
@@ -227,3 +230,31 @@ def test_reading_what_is_no_artifact(tmp_path: Path) -> None:
     artifact.parquet_files(tmp_path / "out", "images")[0].write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot read its tables"):
         artifact.read(tmp_path / "out")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "retort.json")
+    with pytest.raises(InputError, match=r"cannot read retort\.json \(not a regular file\)"):
+        artifact.read(tmp_path / "pipe")
+
+
+def test_images_of_another_size_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    written(tmp_path / "out")
+    (file,) = artifact.parquet_files(tmp_path / "out", "images")
+    table = pq.read_table(file)
+    large = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(large, "PNG")
+    cells = [{"bytes": large.getvalue(), "path": None}] * len(table)
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(cells, table.schema.field(0).type)), file)
+    with pytest.raises(InputError, match=f"an image is 9000 x 9000 instead of {SIDE} x {SIDE}"):
+        artifact.read(tmp_path / "out")
+
+
+def test_a_table_of_far_more_bytes_than_its_file_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "FEW_BYTES", 1000)
+    pq.write_table(pa.table({"a": ["x" * 1000] * 100_000}), tmp_path / "bomb")
+    with pytest.raises(ValueError, match=r"its rows take more than .* bytes, 100 times its own"):
+        artifact.read_parquet(tmp_path / "bomb")
+    plain = pa.table({"a": list(range(10_000))})
+    pq.write_table(plain, tmp_path / "plain")
+    assert artifact.read_parquet(tmp_path / "plain").equals(plain)

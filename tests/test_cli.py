@@ -124,6 +124,10 @@ def test_an_unknown_preset_names_the_choices(
     assert line == f"retort: unknown preset 'e2dd'; did you mean 'e2d'? (choices: {choices})"
 
 
+LEVELS = (f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
+LAUGHS = "\n".join(["preset: e2d", "shards: [x]", "a0: &a0 [x]", *LEVELS, "ipc: *a11"])  # 9 ** 11 values
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -132,6 +136,20 @@ def test_an_unknown_preset_names_the_choices(
         ("- a", "retort: {}: expected a mapping of parameters, found list"),
         ("preset: e2d", "retort: {}: shards is missing"),
         ("preset: e2d\nshards: [x]\nipc: 1\nipx: 2", "retort: {}: ipx 2: extra inputs are not permitted"),
+        ("seed: 2001-99-99", "retort: {} is not YAML: a value in it cannot be read (ValueError)"),
+        ("seed: !!timestamp x", "retort: {} is not YAML: a value in it cannot be read (AttributeError)"),
+        (f"seed: {'9' * 5000}", "retort: {} is not YAML: a value in it cannot be read (ValueError)"),
+        ("- " * 2000, "retort: {} is not YAML: a value in it cannot be read (RecursionError)"),
+        ("[" * 3000, "retort: {} is not YAML: more than 100 brackets within brackets"),
+        ("1: 2", "retort: {}: the parameter 1 is no name"),
+        (f"preset: e2d\nshards: [x]\nipc: {'&a [' * 2}", "retort: {} is not YAML: "),
+        (LAUGHS, "retort: {}: ipc [[[...], [...], [...], [...], [...], [...], ...], [[...], "),
+        (
+            "preset: e2d\nshards: [x]\nipc: 2000000",
+            "retort: {}: ipc 2000000: input should be less than or equal to 1000000",
+        ),
+        ("preset: e2d\nshards: [x]\nipc: 1\n'a\x1b[2J': 2", "retort: {} is not YAML: "),
+        ('preset: e2d\nshards: [x]\nipc: 1\n"a\\e[2J": 2', "retort: {}: a\\x1b[2J 2: extra inputs are not permitted"),
     ],
 )
 def test_a_bad_specification_is_one_line(

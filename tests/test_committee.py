@@ -254,6 +254,7 @@ def test_a_committee_file_is_read(tmp_path):
         (b'{"observers": 3}', "{} is not a committee file: TypeError "),
         (b'{"observers": [{"architecture": "x"}]}', "{} is not a committee file: KeyError 'weights'"),
         (b'{"observers": []}', "{} lists no observers"),
+        (b"[" * 100_000, "{} is not a committee file: RecursionError "),
     ],
 )
 def test_a_file_that_is_no_committee_is_one_line(tmp_path, content, line):

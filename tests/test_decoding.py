@@ -1,12 +1,15 @@
 """Images of every kind to RGB, within bounds."""
 
 import io
+import struct
+import zlib
 
 import pytest
 import torch
 from PIL import Image
 
 from dd_tasks.decoding import PixelStatistics, decode, decode_whole, mean_and_std_of
+from dd_tasks.pngs import PASSES
 
 
 def encoded(value: int = 100, size: tuple[int, int] = (8, 8), mode: str = "RGB", kind: str = "PNG") -> bytes:
@@ -54,6 +57,56 @@ def test_a_bomb_is_refused_by_its_header(kind):
         image[frame + 5 : frame + 9] = (60_000).to_bytes(2) * 2
     with pytest.raises(ValueError, match="60000 x 60000 is above 64000000 pixels"):
         decode_whole(bytes(image))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(rows: bytes, *, side: int = 8, interlaced: int = 0, spoil: int | None = None) -> bytes:
+    """8-bit RGB with these rows, whatever they hold; `spoil` changes a byte of the packed ones."""
+    packed = bytearray(zlib.compress(rows))
+    if spoil is not None:
+        packed[spoil] ^= 0xFF
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, interlaced)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", bytes(packed)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (png(bytes([9]) * 25 * 8), "a row of pixels has an unknown filter"),
+        (png(bytes(25 * 7)), "some of the pixels are not there"),
+        (png(b""), "some of the pixels are not there"),
+        (png(bytes(25 * 8), spoil=2), "the pixels cannot be unpacked"),
+        (png(bytes(25 * 8), spoil=-1), "the pixels cannot be unpacked"),
+        (png(bytes(25 * 8))[:-25], "some of the pixels are not there"),
+        (png(bytes(25 * 8)).replace(b"IDATx", b"IDATy"), "pixels are unlike their checksum, or cut short"),
+        (png(bytes(25 * 8)).replace(b"IDAT", b"iDAT"), "some of the pixels are not there"),
+        (png(bytes(24 * 8), interlaced=1), "some of the pixels are not there"),
+        (png(bytes(3001 * 700) + bytes([7]) + bytes(3001 * 300 - 1), side=1000), "an unknown filter"),
+    ],
+)  # fmt: skip
+def test_a_png_whose_pixels_are_damaged_is_refused_before_libpng_ends_the_process(image, reason):
+    with pytest.raises(ValueError, match=f"cannot be decoded: PNG: .*{reason}"):
+        decode_whole(image)
+
+
+def test_a_png_of_deep_pixels_is_refused_by_its_header():
+    image = bytearray(png(bytes(25 * 8)))
+    image[16:26] = struct.pack(">IIBB", 8000, 8000, 16, 6)
+    with pytest.raises(ValueError, match="the pixels take 512008000 bytes, above 268435456"):
+        decode_whole(bytes(image))
+
+
+@pytest.mark.parametrize("side", [1, 3, 8, 1200])
+def test_a_png_of_any_size_interlaced_or_not_is_whole(side):
+    plain = png(bytes((1 + 3 * side) * side), side=side)
+    assert decode_whole(plain).shape == (3, side, side)
+    passes = [(-(-(side - x) // dx), -(-(side - y) // dy)) for x, y, dx, dy in PASSES]
+    rows = bytes(sum((1 + 3 * wide) * high for wide, high in passes if wide > 0 and high > 0))
+    assert decode_whole(png(rows, side=side, interlaced=1)).shape == (3, side, side)
 
 
 def test_statistics_of_some_classes_are_those_of_their_pixels():

@@ -142,7 +142,13 @@ def test_an_entry_from_before_inputs_were_told_has_none(store: Store) -> None:
     assert store.find(ref("a")) == {"x": 1} and store.entry(ref("a")).inputs == ()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "x"}', b'{"refs": [1]}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{", b"[]", b'{"name": "x"}', b'{"refs": [1]}', b"[" * 100_000,
+        b'{"name": 1, "identity": "", "preset": "", "when": "", "refs": []}',
+    ],
+)  # fmt: skip
 def test_a_root_that_cannot_be_read_stops_the_collection(data: bytes, store: Store) -> None:
     store.put(ref("a"), {})
     store.write(store.path("runs/mine.json"), data)

@@ -84,6 +84,16 @@ def test_a_call_is_made_again_and_that_is_seen(hub: Hub, kind: str, caplog: pyte
     assert list(hub.repositories) == [("datasets", "org/name")]
 
 
+@pytest.mark.usefixtures("impatient")
+def test_an_answer_that_is_none_is_one_line(hub: Hub) -> None:
+    hub.create("datasets", "org/name")
+    repository = Repository("org/name", WRITE)
+    for ask in (repository.refs, lambda: repository.files("main"), lambda: list(repository.pull_requests())):
+        hub.fault = Fault("200", 1, 9)  # {"error": ...} where there should be a list
+        with pytest.raises(HubError, match=r"^org/name: list [^\n]+$"):
+            ask()
+
+
 def test_a_hub_that_asks_for_a_long_pause_has_failed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "LONGEST_PAUSE", 0.5)
     hub.fault = Fault("429")  # it asks for a second

@@ -18,7 +18,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 # A module of dd_tasks imports those of earlier rows alone: so no arrow points back, and none makes a circle.
 RANKS = (
     ("redaction", "visible"),
-    ("errors", "types", "ranges", "citation", "memory", "seconds", "whole", "winograd"),
+    ("errors", "types", "ranges", "citation", "memory", "seconds", "whole", "winograd", "pngs", "yamls"),
     ("networks", "compiling"),
     (
         "augment",

@@ -215,6 +215,27 @@ def test_labels_without_names(tmp_path, values, kind, classes):
     assert found == classes and [classes[labels[f"train-0000000{i}"]] for i in range(2)] == [str(v) for v in values]
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "reason"),
+    [("EPS", (8, 8), "cannot identify"), ("GIF", (20_000, 4_000), "20000 x 4000 is above"), ("BMP", (8, 8), None)],
+)
+@pytest.mark.usefixtures("own_cache")
+def test_of_other_formats_no_program_is_run_and_no_bomb_decoded(tmp_path, kind, size, reason):
+    from datasets import Value
+
+    file = io.BytesIO()
+    Image.new("L", size).save(file, kind)
+    columns = {"image": [{"bytes": file.getvalue(), "path": None}], "y": [0]}
+    _, samples = dataset_samples(
+        parquet(tmp_path / "a.parquet", columns, {"y": Value("int64")}), "train", label_column="y"
+    )
+    if reason is None:
+        assert [(suffix, label) for _, _, suffix, label in samples] == [("png", 0)]
+        return
+    with pytest.raises(InputError, match=f"^row 0: image cannot be read: {reason}"):
+        list(samples)
+
+
 # Check
 
 

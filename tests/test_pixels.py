@@ -130,6 +130,16 @@ def _alter(path: Path) -> None:
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
+@pytest.mark.parametrize("about", [{}, {"labels_N": torch.zeros(9**6).long(), "keys": torch.zeros(9**6).byte()}])
+def test_what_a_stranger_put_there_is_not_mapped_unless_it_agrees(source, store, about, caplog):
+    cached(source, store)
+    ref = pixels.ref_of(source, SIDE)
+    entry = store.known(ref)
+    store.put(ref, entry.facts, images=entry.blobs["images"], about=about or {"else": torch.zeros(1)})
+    assert cached(source, store).samples == source.index.samples
+    assert any("does not agree; made again" in line for line in caplog.messages)
+
+
 @pytest.mark.parametrize("harm", [_cut, _alter, Path.unlink])
 @pytest.mark.parametrize("which", ["images", "about"])
 def test_a_harmed_file_is_noticed_and_made_again(source, store, harm, which, caplog):

@@ -205,6 +205,9 @@ def test_a_method_of_ones_own_is_found_by_module_and_function(tmp_path, monkeypa
         ("our_methods:missing", "has no attribute 'missing'"),
         ("no_such_module:chosen", "No module named 'no_such_module'"),
         (":chosen", "Empty module name"),
+        ("os:system", "expected a function that takes side=PIXELS alone"),
+        ("os:sep", "expected a function that takes side=PIXELS alone"),
+        ("..x:y", "relative import"),
     ):
         with pytest.raises(InputError, match=rf"^preset '{name}'.*{reason}"):
             preset(name, side=32)

@@ -198,6 +198,8 @@ INT, FLOAT, PAIR = "expected int (input should be", "expected float (input shoul
         ),
         ("labeller.batch", "0", f"--set labeller.batch=0: {INT} greater than or equal to 1)"),
         ("schedule.phases.0.steps", "-5", f"--set schedule.phases.0.steps=-5: {INT} greater than or equal to 0)"),
+        ("schedule.phases.0.steps", "9" * 18,
+        f"--set schedule.phases.0.steps={'9' * 18}: {INT} less than or equal to 1000000)"),
         ("schedule.memory", "0", f"--set schedule.memory=0: {INT} greater than or equal to 1)"),
         ("schedule.optimiser.rate", "NaN", f"--set schedule.optimiser.rate=NaN: {FLOAT} a finite number)"),
         ("ballots.0.terms.1.momentum", "1", f"--set ballots.0.terms.1.momentum=1: {FLOAT} less than 1)"),

@@ -170,3 +170,7 @@ def test_another_table_is_refused(published: tuple) -> None:
         replay(load(out, "images").remove_columns("soft_label"), load(out, "soft_labels"))
     with pytest.raises(InputError, match="not those of labelled views"):
         replay(load(out, "images"), load(out, "images"))
+    with pytest.raises(
+        InputError, match=f"^soft_labels: (images 0..{N - 1} of {N // 2} are shown|cannot be read: index {N // 2} )"
+    ):
+        replay(load(out, "images").select(range(N // 2)), load(out, "soft_labels"))

@@ -45,6 +45,24 @@ def old_index(folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"pixels_per_class": [[0] * 7] * 10},
+        {"pixels_per_class": [[-1] * 7] * 10},
+        {"pixels_per_class": [[256, 9, 9, 9, 0, 0, 0]] * 10},
+        {"pixels_per_class": [[10**400] * 7] * 10},
+        {"height": 10**30},
+        {"samples_per_class": [10**400] * 10},
+    ],
+)
+def test_an_index_of_what_cannot_be_is_refused(digits: Path, edit: dict[str, object]) -> None:
+    path = digits / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(InputError, match=f"^index.json beside the shards: [^\n]*({next(iter(edit))}|Value error)"):
+        opened(digits, "7", "2")
+
+
 def test_classes_in_use_are_numbered_in_their_order_and_no_others_are_read(digits: Path) -> None:
     source = opened(digits, "7", "2")
     samples = list(shards.stream(source, quarantine=Quarantine()))

@@ -1,5 +1,6 @@
 """Results by what they are: whole or not there."""
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,10 +121,28 @@ def test_a_harmed_blob_makes_the_result_missing_until_it_is_put_again(store, har
 
 
 @pytest.mark.parametrize(
+    "junk", [b"", b"junk", (8).to_bytes(8, "little") + b'{"a": 1}', (1 << 40).to_bytes(8, "little")]
+)
+def test_a_blob_that_is_no_tensors_is_missing_though_its_checksum_is_right(store, junk):
+    sha256 = hashlib.sha256(junk).hexdigest()
+    store.write(store.path("blobs", sha256), junk)
+    store.put(REF, {"x": 1}, canvas=sha256)
+    with pytest.raises(KeyError, match=r"its canvas in the store .* is no safetensors file"):
+        store.get(REF, "canvas")
+
+
+def test_the_bytes_of_a_result_whose_blob_is_gone_are_not_told(store):
+    store.put(REF, {"x": 1}, canvas=TENSORS)
+    store.fs.rm_file(store.root + blobs(store)[0])
+    with pytest.raises(KeyError, match="a blob is missing in the store"):
+        store.size([REF])
+
+
+@pytest.mark.parametrize(
     "entry",
     [
         b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"facts": {}}', b'{"facts": 1, "blobs": {}}',
-        b'{"facts": {}, "blobs": []}',
+        b'{"facts": {}, "blobs": []}', b"[" * 100_000, b'{"facts": {}, "blobs": {"a": [1]}}',
     ],
 )  # fmt: skip
 def test_an_entry_that_is_none_makes_the_result_missing(store, entry):

@@ -59,6 +59,27 @@ def test_members_are_those_that_tarfile_finds(tmp_path, members, how):
     assert found == expected and shard.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    "records",
+    [{"GNU.sparse.major": "x"}, {"GNU.sparse.map": "0,x"}, HOLES | {"GNU.sparse.realsize": "x"},
+    {"GNU.sparse.size": "-"}],
+)  # fmt: skip
+def test_a_header_that_means_nothing_is_one_line(tmp_path, records):
+    members = [(info("a.png", pax_headers=records), b"x\n".ljust(512, b"\0")), (info("a.cls"), b"1")]
+    path = described(members, tmp_path / "a.tar", tarfile.PAX_FORMAT)
+    try:
+        list(Shard(str(path)).groups())
+    except InputError as error:
+        assert str(error).startswith(f"shard {str(path)!r} is cut short or not a plain tar: ")
+        return
+    assert list(records) == ["GNU.sparse.major"]  # which asks for nothing by itself
+
+
+def test_of_several_images_of_one_key_the_first_alone_is_held(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.cls", b"3"), ("a.png", b"4")])
+    assert list(Shard(str(path)).groups()) == [("a", [("png", b"1"), ("jpg", b""), ("cls", b"3"), ("png", b"")])]
+
+
 def test_a_header_unlike_its_checksum_ends_the_shard(tmp_path):
     path = write_tar(tmp_path / "a.tar", [(f"s{i}.{end}", b"1") for i in range(4) for end in ("png", "cls")])
     whole = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,28 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "a name too long": (
         edit_json(lambda m: m["files"].update({"x" * 300: m["files"][IMAGES]})),
         "xxx: cannot be read: File",
+    ),
+    "a number that no float holds": (
+        edit_json(lambda m: m["nearness"].update(above=10**400)),
+        "retort.json: cannot be checked to its end: OverflowError",
+    ),
+    "a pipe for a card": (
+        lambda out: ((out / "README.md").unlink(), os.mkfifo(out / "README.md")),
+        "README.md: cannot be read: not a regular file",
+    ),
+    "a pipe for a table": (lambda out: ((out / IMAGES).unlink(), os.mkfifo(out / IMAGES)), f"{IMAGES}: is missing"),
+    "a date that is none": (
+        edit_card("license: unknown", "license: 2001-99-99"),
+        "README.md: cannot be read: a value in",
+    ),
+    "brackets": (edit_card("license: unknown", f"license: {'[' * 3000}"), "README.md: cannot be read: more than 100 "),
+    "a name of escapes": (
+        edit_card("- dataset-distillation\n", '- "\\e[2J"\n'),
+        "README.md header: all: Value error, tags must name",
+    ),
+    "a partner that is not there": (
+        twice(put(VIEWS, "partner", 5, 99), put(VIEWS, "mix_height", 5, 0)),
+        f"{VIEWS}: row 5: partner is not within 0..19",
     ),
     "YAML of a kind": (edit_card("license: unknown", "license: !!bool x"), "README.md: cannot be read: "),
     "no card": (lambda out: (out / "README.md").unlink(), "README.md: cannot be read: No such file"),
