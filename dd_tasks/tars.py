@@ -101,8 +101,8 @@ def open_binary(url: str) -> BinaryIO:
     try:
         return fsspec.open(url, "rb").open() if is_remote(url) else open(url, "rb")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        known = isinstance(error.errno, int)  # fsspec's own errors have whatever they like there
-        said = os.strerror(error.errno) if known else "it is not there, or no server answers"
+        number: object = error.errno  # fsspec's own errors have whatever they like there
+        said = os.strerror(number) if isinstance(number, int) else "it is not there, or no server answers"
         raise InputError(f"cannot read {url!r}: {said}") from error
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot read {url!r}: {error}") from error
