@@ -243,8 +243,8 @@ def main() -> None:
         canvas = Canvas(real.images_NCHW, real.labels_N, ((),) * images)
         bench = Bench(canvas, observers, shape, device, size if size < images else 0)
         with channels_last(observers):
-            found = {"batch": size, "panel": images, "agreement": agreement(bench)}
-            found |= measured(bench, tuple(arguments.steps))
+            found = {"batch": size, "panel": images, **measured(bench, tuple(arguments.steps))}
+            found["agreement"] = agreement(bench)
         found["peak_share"] = round(each * found["image_updates_a_second"]["ours"] / most, 3)
         print(found, flush=True)
         rows.append(found)
