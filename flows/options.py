@@ -185,7 +185,7 @@ def spec_of(preset: str, **options: Any) -> "RunSpec":
     try:
         return RunSpec(**{**values, **given})
     except ValidationError as error:
-        own = preset.endswith((".yaml", ".yml")) and error.errors()[0]["loc"][0] not in given
+        own = preset.endswith((".yaml", ".yml")) and next(iter(error.errors()[0]["loc"]), None) not in given
         raise InputError(f"{preset}: {_first(error)}" if own else _first(error)) from None
 
 

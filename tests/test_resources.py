@@ -63,15 +63,19 @@ CASES: list[tuple[list[str], Limit, str]] = [
     (run("small", "free"), ("file size", "8000"), f"{FOLDER}/small/dataset: File too large"),
     *((run("small", "free"), ("handles", str(more)), NO_HANDLE) for more in (1, 6, 7, 8)),
     (PACK, ("full", "100k"), f"{FOLDER}/small/packed: {NO_ROOM}"),
-    (PACK, ("read-only", ""), f"{FOLDER}/small/packed: {NO_WRITE}"),
+    (PACK, ("read-only", ""), f"'small/packed': cannot write into {FOLDER}/small; name another folder"),
     (PACK, ("file size", "10000"), f"{FOLDER}/small/packed: File too large"),
     *((PACK, ("handles", str(more)), NO_HANDLE) for more in (1, 6, 7)),
     (PUBLISH, ("full", "100k"), f"{FOLDER}/small/published: {NO_ROOM}"),
     (PUBLISH, ("read-only", ""), f"target {FOLDER}/small/published: cannot write into {ELSEWHERE}"),
     (REPORT, ("full", "16k"), f"{FOLDER}/small/report.html: {NO_ROOM}"),
-    (REPORT, ("read-only", ""), f"{FOLDER}/small/report.html: {NO_WRITE}"),
+    (REPORT, ("read-only", ""), f"--out small/report.html: cannot write into {ELSEWHERE}"),
     ([*VERIFY, "--store", "small/store"], ("read-only", ""), f"store small/store cannot be written: {NO_WRITE}"),
-    ([*VERIFY, "--store", "free/store", "--junit", "small/j"], ("read-only", ""), f"{FOLDER}/small/j: {NO_WRITE}"),
+    (
+        [*VERIFY, "--store", "free/store", "--junit", "small/j"],
+        ("read-only", ""),
+        f"--junit small/j: cannot write into {ELSEWHERE}",
+    ),
     (COMPARE, ("full", "100k"), f"{FOLDER}/small/c/rded-ipc1: {NO_ROOM}"),
 ]  # fmt: skip
 
