@@ -50,7 +50,7 @@ def test_compiled_opinions_are_those_of_the_plain_pass_with_the_averages_of_the_
 
 
 def test_panels_of_one_size_share_a_graph():
-    studio = replace(tiny.studio(pooling()), compiled=True)
+    studio = replace(tiny.studio(tiny.observer()), compiled=True)
     short = recipe(Phase(3, RandomCrops()), ballots=(Ballot(RoundRobin(), TERMS[:2]),))
     for images in (4, 4, 3):
         distill(short, tiny.canvas(images), studio)
