@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 CHANNELS = 64  # with fewer, transforming takes longer than it saves
 FROZEN = 32  # the same where weights are transformed once, and have no gradient
-CACHED = 2**19  # numbers of the transformed tiles of images that are done together, so that they stay in the cache
+CACHED = 2**20  # numbers of the transformed tiles of images that are done together, so that they stay in the cache
 TILES = 40  # with fewer in a batch, too
 SHAPES = 64  # of parts, for each of which transforms are compiled
 
