@@ -8,7 +8,7 @@ Shape letters: N images, C and O channels in and out, H x W pixels, T tiles of 4
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import chain
 
@@ -81,12 +81,12 @@ def _input_tiles(images_NHWC: Tensor) -> Tensor:
     return torch.stack(_in(columns), 1).view(36, -1, channels)
 
 
-def _output_pixels(tiles_36TO: Tensor, shape: Sequence[int]) -> Tensor:
-    """pixels_NHWO of images of the shape N, H, W."""
-    n, height, width = shape
+def _output_pixels(tiles_36TO: Tensor, made_NHWO: Tensor) -> None:
+    """Written into `made_NHWO`."""
+    n, height, width = made_NHWO.shape[:3]
     tiles = tiles_36TO.view(6, 6, n, height // 4, width // 4, -1)
     rows = torch.stack(_out(tiles.unbind(0)), 3)  # 6, N, H/4, 4, W/4, O
-    return torch.stack(_out(rows.unbind(0)), 4).view(n, height, width, -1)
+    made_NHWO.copy_(torch.stack(_out(rows.unbind(0)), 4).view(n, height, width, -1))
 
 
 def _gradient_tiles(gradient_NHWO: Tensor) -> Tensor:
@@ -104,26 +104,13 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
-def _convolved(images_NHWC: Tensor, weights_36CO: Tensor, size: int) -> Tensor:
-    """pixels_NHWO, `size` images at a time."""
-    return torch.cat(
-        [_output_pixels(_input_tiles(part) @ weights_36CO, part.shape[:3]) for part in images_NHWC.split(size)]
-    )
-
-
-def _weights_gradient(images_NHWC: Tensor, gradient_NHWO: Tensor, size: int) -> Tensor:
-    """gradient_O33C, `size` images at a time."""
-    parts = zip(images_NHWC.split(size), gradient_NHWO.split(size), strict=True)
-    return _weight_pixels(sum(_gradient_tiles(own).mT @ _input_tiles(seen) for seen, own in parts))  # type: ignore[arg-type]
-
-
-def _at_once(images_NHWC: Tensor) -> int:
-    """How many images are done together: the parts are as many as it takes, or up to twice as many where these are
-    alike."""
+def _parts(images_NHWC: Tensor) -> Iterator[slice]:
+    """Some images at a time: as many parts as it takes, or up to twice as many where these are alike."""
     n, numbers = len(images_NHWC), images_NHWC[0].numel() * 9 // 4
     least = max(1, -(-n * numbers // CACHED))
     parts = next((k for k in range(least, min(2 * least, n) + 1) if n % k == 0), least)
-    return -(-n // parts)
+    size = -(-n // parts)
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
 def _channels_last(images_NCHW: Tensor) -> Tensor:
@@ -155,7 +142,10 @@ def transformed(weight_OC33: Tensor, *, turned: bool = False) -> Tensor:
 
 def _by_tiles(images_NCHW: Tensor, weights_36CO: Tensor) -> Tensor:
     images_NHWC = _channels_last(images_NCHW)
-    made_NHWO: Tensor = _compiled(_convolved)(images_NHWC, weights_36CO, _at_once(images_NHWC))
+    made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], weights_36CO.shape[2])
+    for part in _parts(images_NHWC):
+        tiles_36TO = _compiled(_input_tiles)(images_NHWC[part]) @ weights_36CO
+        _compiled(_output_pixels)(tiles_36TO, made_NHWO[part])
     return made_NHWO.permute(0, 3, 1, 2)
 
 
@@ -163,7 +153,13 @@ def _by_tiles(images_NCHW: Tensor, weights_36CO: Tensor) -> Tensor:
 def weight_gradient(images_NCHW: Tensor, gradient_NOHW: Tensor) -> Tensor:
     """gradient_OC33 of the weights."""
     images_NHWC, gradient_NHWO = _channels_last(images_NCHW), _channels_last(gradient_NOHW)
-    made_O33C: Tensor = _compiled(_weights_gradient)(images_NHWC, gradient_NHWO, _at_once(images_NHWC))
+    inner, outer = images_NHWC.shape[3], gradient_NHWO.shape[3]
+    sums_36OC = images_NHWC.new_zeros(36, outer, inner)
+    for part in _parts(images_NHWC):
+        sums_36OC.baddbmm_(
+            _compiled(_gradient_tiles)(gradient_NHWO[part]).mT, _compiled(_input_tiles)(images_NHWC[part])
+        )
+    made_O33C: Tensor = _compiled(_weight_pixels)(sums_36OC)
     return made_O33C.permute(0, 3, 1, 2)
 
 
