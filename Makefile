@@ -5,7 +5,7 @@ BIN := .venv/bin
 QUICK := runs/quickstart
 export UV_PYTHON_DOWNLOADS = never
 
-# Covered lines are counted in CI alone.
+# Covered lines are counted, and the longest tests of faults run, in CI alone: `make test CI=1`.
 COVERAGE := --cov=dd_tasks --cov=schemas --cov-report=term:skip-covered --cov-fail-under=85
 # Of tests: one more than there are cores, as some wait for servers.
 PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
@@ -35,7 +35,7 @@ stack: setup $(QUICK)/shards/test/index.json
 	$(BIN)/python infra/stack.py --spec infra/quickstart.yaml --publish '$(PUBLISH)'
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile $(if $(CI),$(COVERAGE))
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile $(if $(CI),$(COVERAGE),-m 'not long')
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from dd_tasks.clusters import nearest_to_centres
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 RETORT = (sys.executable, "-c", "from flows.cli import main; main()")
 USUAL = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC", "OMP_NUM_THREADS": "1"}

@@ -21,6 +21,8 @@ from servers import free_port, prefect_server
 
 from dd_tasks.visible import visible
 
+pytestmark = pytest.mark.long
+
 HIDDEN = (*SECRETS.values(), PASSWORD, USER, SIGNATURE)
 QUICK = (
     "--ipc", 1, "--committee", "tiny", "--student", "convnet3_w32", "--seeds", 1, "--student-epochs", 1, "--no-flip",

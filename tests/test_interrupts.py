@@ -166,6 +166,7 @@ def until(started: Started, what: str) -> None:
     raise AssertionError("".join(heard))
 
 
+@pytest.mark.long
 def test_an_interrupted_run_on_ray_leaves_no_process(tmp_path: Path, quick: dict[str, object]) -> None:
     """Nor does Prefect's server stay, which was started for it and whose engine catches SIGTERM."""
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(quick))
@@ -178,6 +179,7 @@ def test_an_interrupted_run_on_ray_leaves_no_process(tmp_path: Path, quick: dict
     assert gone(children) and not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.long
 def test_a_server_is_told_of_a_run_whose_stage_is_interrupted_in_a_thread(
     tmp_path: Path, quick: dict[str, object], prefect_server: None
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.kills import DONE, Bench, checksums, half_written, row, summary, whole
 
+pytestmark = pytest.mark.long
+
 KILLS = (4, 3, 3)  # of the runs, by their seeds
 Rows = list[dict[str, Any]]
 
