@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from flows.environment import keep_freed_memory
@@ -175,35 +176,34 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measured(bench: Bench, steps: tuple[int, int]) -> dict[str, Any]:
-    """Image-updates a second of both, and what compiling cost."""
+def measured(bench: Bench, steps: tuple[int, int], repeats: int) -> dict[str, Any]:
+    """Image-updates a second of both, the median of some runs in turn, and what compiling cost."""
     schedule = e2d(side=bench.shape.side).schedule
     phases = tuple(replace(phase, steps=n) for phase, n in zip(schedule.phases, steps, strict=True))
     first, device = bench.batches[0], bench.device
-    start = clock(device)
-    few = tuple(replace(phase, steps=2 * len(bench.observers)) for phase in phases)
-    bench.ours(few)
-    warm = clock(device) - start
-    seconds = {}
-    with channels_last(bench.observers), peak_memory(device) as memory:
-        start = clock(device)
-        updates = bench.ours(phases).image_updates
-        seconds["ours"] = (clock(device) - start) / updates
-    ours_memory = memory()
     with channels_last(bench.observers):
         start = clock(device)
-        updates = bench.ours(phases, compiled=False).image_updates
-        seconds["not_compiled"] = (clock(device) - start) / updates
+        bench.ours(tuple(replace(phase, steps=2 * len(bench.observers)) for phase in phases))
+        warm = clock(device) - start
     bench.plain((2, 1), lambda step: None, first)
-    with peak_memory(device) as memory:
-        start = clock(device)
-        bench.plain(steps, lambda step: None, first)
-        seconds["plain"] = (clock(device) - start) / (sum(steps) * (first.stop - first.start))
-    rates = {way: round(1 / each, 1) for way, each in seconds.items()}
+    ways: dict[str, Callable[[], int]] = {
+        "ours": lambda: bench.ours(phases).image_updates,
+        "not_compiled": lambda: bench.ours(phases, compiled=False).image_updates,
+        "plain": lambda: len(bench.plain(steps, lambda step: None, first)) * sum(steps),
+    }
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    most: dict[str, int] = {}
+    for _ in range(repeats):
+        for way, work in ways.items():
+            with channels_last(bench.observers), peak_memory(device) as memory:
+                start = clock(device)
+                found[way].append(work() / (clock(device) - start))
+            most[way] = memory()
+    rates = {way: round(median(each), 1) for way, each in found.items()}
     return {
         "image_updates_a_second": rates, "ratio": round(rates["ours"] / rates["plain"], 2),
         "ratio_not_compiled": round(rates["not_compiled"] / rates["plain"], 2), "warm_up_seconds": round(warm, 1),
-        "peak_memory_bytes": {"ours": ours_memory, "plain": memory()}, "steps": sum(steps),
+        "peak_memory_bytes": {"ours": most["ours"], "plain": most["plain"]}, "steps": sum(steps), "repeats": repeats,
     }  # fmt: skip
 
 
@@ -231,6 +231,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, nargs="+", default=[10, 100])
     options.add_argument("--panel", type=int, default=100, help="images of ours side by side, at least a batch")
     options.add_argument("--steps", type=int, nargs=2, default=[42, 18], metavar=("EXPLORE", "EXPLOIT"))
+    options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--name", default="recover")
     arguments = options.parse_args()
     device = torch.device(arguments.device)
@@ -243,7 +244,7 @@ def main() -> None:
         canvas = Canvas(real.images_NCHW, real.labels_N, ((),) * images)
         bench = Bench(canvas, observers, shape, device, size if size < images else 0)
         with channels_last(observers):
-            found = {"batch": size, "panel": images, **measured(bench, tuple(arguments.steps))}
+            found = {"batch": size, "panel": images, **measured(bench, tuple(arguments.steps), arguments.repeats)}
             found["agreement"] = agreement(bench)
         found["peak_share"] = round(each * found["image_updates_a_second"]["ours"] / most, 3)
         print(found, flush=True)
