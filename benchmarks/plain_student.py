@@ -66,13 +66,14 @@ def pasted(own_BCSS: Tensor, partners_BCSS: Tensor, boxes: Sequence[Box]) -> Ten
 
 
 def relabel(images_NCSS: Tensor, epochs: Sequence[Sequence[Mixed]], observers: Sequence[nn.Module]) -> list[Tensor]:
-    """Of each epoch the observers' mean logits, half precision. An epoch is one batch; the partner of a view is the one
-    before it."""
+    """Of each epoch the observers' mean logits, half precision. An epoch is one batch, and holds every partner."""
     labels = []
     for every in epochs:
+        row_of = {mixed.own.image: row for row, mixed in enumerate(every)}
+        partners = [row_of[mixed.partner.image] for mixed in every]
         loader = DataLoader(Images(images_NCSS, [mixed.own for mixed in every]), batch_size=len(every))
         for own_BCSS in loader:
-            mixed_BCSS = pasted(own_BCSS, own_BCSS.roll(1, 0), [mixed.paste for mixed in every])
+            mixed_BCSS = pasted(own_BCSS, own_BCSS[partners], [mixed.paste for mixed in every])
             with torch.no_grad():
                 logits_BK = torch.stack([observer(mixed_BCSS) for observer in observers]).mean(0)
             labels.append(logits_BK.half().cpu())

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import tiny
 import torch
 
@@ -16,12 +17,13 @@ EPOCHS = 3
 RECIPE = students.StudentRecipe("convnet2_w8", epochs=EPOCHS, batch=4)
 
 
-def labelled():
-    return Relabel(epochs=EPOCHS).label(tiny.canvas(8), tiny.studio())
+def labelled(group=1):
+    return Relabel(epochs=EPOCHS, group=group).label(tiny.canvas(8), tiny.studio())
 
 
-def test_the_plain_views_are_ours_and_so_are_their_labels():
-    canvas, views = tiny.canvas(8), labelled()
+@pytest.mark.parametrize("group", [1, 3, 100])
+def test_the_plain_views_are_ours_and_so_are_their_labels(group):
+    canvas, views = tiny.canvas(8), labelled(group)
     epochs = [mixed(views)[start : start + 8] for start in range(0, len(views), 8)]
     labels = torch.cat(plain.relabel(canvas.images_NCHW, epochs, [o.net for o in tiny.committee()]))
     assert labels.dtype == torch.float16 and (views.mix_boxes_V4[:, 2] > 0).any()
