@@ -7,7 +7,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +29,7 @@ from dd_tasks.croissant import CROISSANT
 from dd_tasks.errors import InputError
 from dd_tasks.types import Canvas, Nearest, Views, slots_of
 from dd_tasks.visible import legible
-from dd_tasks.whole import all_or_nothing
+from dd_tasks.whole import all_or_nothing, refusing
 from schemas.manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
@@ -256,8 +255,7 @@ def check_out(out: Path, *, overwrite: bool = True, option: str = "--out") -> No
 
     The message calls it by the `option` that named it.
     """
-    parent = next(folder for folder in out.resolve().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+    if parent := refusing(out):
         raise InputError(f"{option} {out}: cannot write into {parent}; choose another place")
     if not out.exists():
         return

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
 from dd_tasks.compiling import compiled
-from dd_tasks.errors import InputError, NumericalError, unknown
+from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
-from dd_tasks.numerics import ASK_EVERY, Unsound, Watch, expect_finite, expect_weights
+from dd_tasks.numerics import ASK_EVERY, Watch, expect_finite, expect_learning, expect_weights
 from dd_tasks.pieces import sparing, whole_or_none
 from dd_tasks.ranges import Amount, Count, Positive, Several
 from dd_tasks.shards import Feed
@@ -298,22 +298,13 @@ def _trained(
         optimiser.step()
         schedule.step()
         if step % ASK_EVERY == 0 or step == steps:
-            _expect_learning(watch, recipe, steps)
+            expect_learning(watch, steps, f"observer {recipe.name}", LOWER_RATE, recipe.epochs)
         epoch, rest = divmod(step * recipe.epochs, steps)
         if recipe.keep_every and rest == 0 and epoch % recipe.keep_every == 0:
             checkpoints[epoch] = weights_of(net)
     checkpoints[recipe.epochs] = weights_of(net)
     expect_finite(checkpoints[recipe.epochs], f"observer {recipe.name}, trained", LOWER_RATE)
     return net, checkpoints
-
-
-def _expect_learning(watch: Watch, recipe: ObserverRecipe, steps: int) -> None:
-    try:
-        watch.expect()
-    except Unsound as found:
-        epoch = found.step * recipe.epochs // steps + 1
-        place = f"step {found.step + 1} of {steps}, epoch {epoch} of {recipe.epochs}"
-        raise NumericalError(f"observer {recipe.name}: {place}: its loss is not finite{LOWER_RATE}") from None
 
 
 def _epochs(recipe: ObserverRecipe, feed: Feed) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
@@ -337,13 +328,13 @@ def accuracy(net: nn.Module, feed: Feed, device: torch.device) -> float:
     """Top-1 as a fraction, network in eval mode."""
     net.eval()
 
-    def right(size: int | None) -> int:
+    def scored(size: int | None) -> int:
         right = torch.zeros((), dtype=torch.int64, device=device)
         for batch in feed.batches(size or AT_ONCE, seed=None):
             right += (net(to_pixels(batch.images_NCHW, device)).argmax(1) == batch.labels_N.to(device)).sum()
         return int(right)
 
-    return sparing(right, AT_ONCE, "top-1", SMALLER) / max(feed.samples, 1)
+    return sparing(scored, AT_ONCE, "top-1", SMALLER) / max(feed.samples, 1)
 
 
 def statistics(

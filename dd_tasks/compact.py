@@ -230,7 +230,7 @@ def choose(views: Views, soft_NK: Tensor, side: int, budget: int) -> Coding:
     if needed > budget:
         raise InputError(
             f"{budget / n:.0f} label bytes per image: one epoch of labels takes {-(-needed // n)}; "
-            "allow more (--label-bytes N), or take exact ones (--codec exact)"
+            "allow more (--label-bytes-per-image N), or take exact ones (--codec exact)"
         )
     return chosen
 

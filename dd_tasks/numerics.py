@@ -41,6 +41,15 @@ class Watch:
             raise Unsound(int(wrong_T.long().argmax()))
 
 
+def expect_learning(watch: Watch, steps: int, what: str, how: str, epochs: int = 0) -> None:
+    """NumericalError naming the step, and the epoch where there are any, at which a loss was not finite."""
+    try:
+        watch.expect()
+    except Unsound as found:
+        epoch = f", epoch {found.step * epochs // steps + 1} of {epochs}" if epochs else ""
+        raise NumericalError(f"{what}: step {found.step + 1} of {steps}{epoch}: its loss is not finite{how}") from None
+
+
 def divisible(std: tuple[float, float, float]) -> tuple[float, float, float]:
     """The channels' std, and LEAST_STD for a channel that does not vary at all."""
     red, green, blue = (each or LEAST_STD for each in std)

@@ -102,7 +102,7 @@ class Panellist:
             batches = (rest.pop(0),) if several else ()
             for closure, size in zip(self.closures, sizes, strict=True):
                 if isinstance(closure, SmoothedLoss):
-                    loss, after = closure.of(judge, reading, *(batches or (None,)), *rest[:size])
+                    loss, after = closure.of(judge, reading, *rest[:size], *batches)
                     kept.append(after)
                     rest = rest[size:]
                 else:

@@ -33,7 +33,7 @@ from dd_tasks.shards import (
 from dd_tasks.sources import noted
 from dd_tasks.tars import CLASS_SUFFIX, IMAGE_SUFFIXES, folder_of, size_of
 from dd_tasks.types import Track, untracked
-from dd_tasks.whole import all_or_nothing
+from dd_tasks.whole import all_or_nothing, refusing
 from schemas.index import ShardEntry, ShardIndex
 
 Encoded = tuple[str, bytes, str, int]  # key, image as it lies on disk, its suffix, class id
@@ -67,8 +67,7 @@ def pack(
 
 
 def _expect_free(out: Path, overwrite: bool) -> None:
-    parent = next(folder for folder in out.resolve().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+    if parent := refusing(out):
         raise InputError(f"'{out}': cannot write into {parent}; name another folder")
     if not out.exists():
         return

@@ -17,9 +17,9 @@ from dd_tasks.augment import own_share, show
 from dd_tasks.claims import ORDINARY_UPDATES
 from dd_tasks.committee import accuracy, autocast, seeded
 from dd_tasks.compiling import compiled, thrifty
-from dd_tasks.errors import InputError, NumericalError
+from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build, builder
-from dd_tasks.numerics import ASK_EVERY, Unsound, Watch
+from dd_tasks.numerics import ASK_EVERY, Watch, expect_learning
 from dd_tasks.pieces import whole_or_none
 from dd_tasks.ranges import LATER, Amount, Decay, Positive, Several, Share
 from dd_tasks.shards import Feed
@@ -78,6 +78,7 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
 
 
 ORDINARY_CROPS = (0.25, 1.0)
+LOWER_RATE = "; lower its rate (--set student.rate=X)"
 AT_ONCE = 2**22  # numbers of the pixels of views that are made together
 
 
@@ -161,7 +162,8 @@ def _trained(
     average = Average(net, recipe.ema)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))
     lessons, watch = _lessons(recipe, canvas, views, seed, device), Watch(steps, device)
-    for step, lesson in enumerate(track(lessons, f"student {recipe.architecture} seed {seed}", steps)):
+    what = f"student {recipe.architecture} seed {seed}"
+    for step, lesson in enumerate(track(lessons, what, steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
         with autocast(device):  # type: ignore[attr-defined]
             logits_VK = fast(lesson.pixels_VCSS)
@@ -172,21 +174,11 @@ def _trained(
         optimiser.step()
         average.update()
         if step % ASK_EVERY == 0:
-            _expect_learning(watch, recipe, seed, steps)
+            expect_learning(watch, steps, what, LOWER_RATE)
     average.restore()
     watch.note(steps - 1, *average.now)
-    _expect_learning(watch, recipe, seed, steps)
+    expect_learning(watch, steps, what, LOWER_RATE)
     return net
-
-
-def _expect_learning(watch: Watch, recipe: StudentRecipe, seed: int, steps: int) -> None:
-    try:
-        watch.expect()
-    except Unsound as found:
-        raise NumericalError(
-            f"student {recipe.architecture} seed {seed}: step {found.step + 1} of {steps}: its loss is not finite; "
-            "lower its rate (--set student.rate=X)"
-        ) from None
 
 
 class Average:

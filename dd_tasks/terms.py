@@ -215,7 +215,7 @@ class SmoothedLoss:
         self.classes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, judge: Observer, reading: Reading, targets_N: Tensor, shares_BN: Tensor | None = None) -> Tensor:
-        loss, kept = self.of(judge, reading, shares_BN, *self.state(judge, targets_N, shares_BN))
+        loss, kept = self.of(judge, reading, *self.state(judge, targets_N, shares_BN), shares_BN)
         self.keep(judge, kept)
         return loss
 
@@ -236,7 +236,7 @@ class SmoothedLoss:
         return self.averages[id(judge)], classes_2C
 
     def of(
-        self, judge: Observer, reading: Reading, shares_BN: Tensor | None, average_3C: Tensor, classes_2C: Tensor
+        self, judge: Observer, reading: Reading, average_3C: Tensor, classes_2C: Tensor, shares_BN: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The loss and the new average_3C, or 3BC."""
         current_3C = batch_statistics(_joined(self.moments(judge, reading)), shares_BN)

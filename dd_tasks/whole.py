@@ -17,6 +17,12 @@ PIPES = 3  # of two file handles each, which are kept back
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
+def refusing(place: Path) -> Path | None:
+    """The nearest folder above that lets nothing be made in it; None where a place can be filled."""
+    parent = next(folder for folder in place.resolve().parents if folder.exists())
+    return None if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) else parent
+
+
 def write(path: Path, content: bytes) -> None:
     """Put a file in its place, with its folder; what was there before stays until then. A device gets it as it is."""
     if path.exists() and not path.is_file():

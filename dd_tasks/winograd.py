@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHANNELS = 64  # with fewer, transforming takes longer than it saves
-FROZEN = 32  # the same where weights are transformed once, and have no gradient
+FROZEN = 32  # the same where weights are transformed once, and have no gradient; then also
+TILES = 40  # of a batch, with fewer
 CACHED = 2**20  # numbers of the transformed tiles of images that are done together, so that they stay in the cache
-TILES = 40  # with fewer in a batch, too
 SHAPES = 64  # of parts, for each of which transforms are compiled
 
 # Torch keeps compiled graphs on disk by the names of these operations: another name wherever one of them changes.
@@ -258,7 +258,7 @@ def quick(net: nn.Module) -> nn.Module:
 
 
 def is_wide(conv: nn.Conv2d, channels: int = CHANNELS) -> bool:
-    """3x3 with a border of one zero and no other choices, and channels enough."""
+    """3x3 with a border of one zero and no other choices, and channels enough; on a processor."""
     asked = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     alike = asked == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-    return alike and min(conv.in_channels, conv.out_channels) >= channels
+    return alike and min(conv.in_channels, conv.out_channels) >= channels and conv.weight.device.type == "cpu"

@@ -2,10 +2,8 @@
 
 import re
 import sys
-import traceback
 from io import TextIOWrapper
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -56,6 +54,7 @@ from flows.options import (
     use_hub,
     words,
 )  # fmt: skip
+from flows.refusals import failed, line_of, placed, shown, tell
 
 app = typer.Typer(
     name="retort", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -202,7 +201,7 @@ def validate(path: Annotated[Path, typer.Argument(help="Folder of an artifact.")
     from dd_tasks.validate import validate as problems_of
 
     problems = problems_of(path)
-    _told(problems)
+    tell(problems)
     if problems:
         raise SystemExit(1)
     print(f"{path}: valid")
@@ -312,16 +311,10 @@ def check(
 
     console.start()
     problems = packing.check(patterns, quarantine=Quarantine(tolerate), track=console.track)
-    _told(problems)
+    tell(problems)
     if problems:
         raise SystemExit(1)
     print("sound")
-
-
-def _told(problems: list[str]) -> None:
-    """A line each; what comes from data cannot end it."""
-    for problem in problems:
-        print(_open(problem))
 
 
 def main() -> None:
@@ -336,7 +329,7 @@ def main() -> None:
             prepare_environment()
             keep_freed_memory()
             hush()
-            sys.excepthook = _failed
+            sys.excepthook = failed
             for stream in (sys.stdout, sys.stderr):  # of a locale that knows no ± (say)
                 if isinstance(stream, TextIOWrapper):
                     stream.reconfigure(errors="replace")
@@ -352,51 +345,11 @@ def _run() -> None:
         raise SystemExit(app(standalone_mode=False) or 0)
     except UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
-        print(message if "Usage: " in message else f"retort: {_open(_placed(error, message))}", file=sys.stderr)
+        print(message if "Usage: " in message else f"retort: {shown(placed(error, message))}", file=sys.stderr)
         raise SystemExit(2) from None
     except (ValueError, OSError) as error:
-        line = _one_line(error)
+        line = line_of(error)
         if line is None:
             raise
         print(f"retort: {line}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _one_line(error: ValueError | OSError) -> str | None:
-    from dd_tasks.errors import InputError
-
-    if isinstance(error, InputError):
-        return _open(str(error))
-    if isinstance(error, OSError):
-        named = error.filename and error.strerror
-        return _open(f"{error.filename}: {error.strerror}" if named else str(error.strerror or error))
-    return None
-
-
-def _open(text: str) -> str:
-    """On one line, without secrets."""
-    from dd_tasks.redaction import redacted
-    from dd_tasks.visible import legible
-
-    return legible(redacted(text))
-
-
-def _placed(error: Exception, message: str) -> str:
-    """The message of a mistake in the arguments; of a value that is none for its option, led by both."""
-    _, said, reason = message.partition(": ")
-    options = getattr(getattr(error, "param", None), "opts", [])
-    if not message.startswith("Invalid value for ") or not said:
-        return message[:1].lower() + message[1:].rstrip(".")
-    for at, word in enumerate(sys.argv):
-        option, equals, value = word.partition("=")
-        if option in options:
-            given = value if equals else sys.argv[at + 1]
-            return f"{option} {given!r}: {reason[:1].lower()}{reason[1:]}"
-    return message
-
-
-def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows a failure that nobody expected."""
-    from dd_tasks.redaction import redacted
-
-    print(redacted("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

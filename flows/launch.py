@@ -1,7 +1,6 @@
 """What the commands do: checks that need no server first, then the flow, then what a user wants to see of it."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -123,10 +122,9 @@ def check_file(path: Path | None, option: str) -> None:
     """InputError unless a file can be written there."""
     if path is None:
         return
-    parent = next(folder for folder in path.resolve().parents if folder.exists())
     if path.is_dir() or not str(path.name):
         raise InputError(f"{option} {path}: is a folder; name a file")
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+    if parent := whole.refusing(path):
         raise InputError(f"{option} {path}: cannot write into {parent}; choose another place")
 
 

@@ -89,6 +89,12 @@ def test_a_lean_network_computes_the_same(monkeypatch, architecture, side):
     assert nn.BatchNorm2d in [type(m) for m in net.modules()]
 
 
+def test_a_lean_network_of_another_device_keeps_its_convolutions():
+    with torch.device("meta"):
+        twin = lean(build("thin_vgg_w32", Shape(3, 16)))
+    assert not any(isinstance(module, winograd.Frozen) for module in twin.modules())
+
+
 @pytest.mark.parametrize(
     ("images", "side", "worth"), [(20_000, 32, False), (100_000, 32, True), (1_000, 224, False), (2_000, 224, True)]
 )

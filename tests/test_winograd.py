@@ -71,6 +71,7 @@ def test_a_quick_network_is_the_same_by_the_same_weights(architecture):
         nn.Conv2d(128, 128, 3, padding=1, groups=2),
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(128, 63, 3, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, device="meta"),  # as on a GPU
     ],
 )
 def test_other_convolutions_stay(conv):
