@@ -4,7 +4,6 @@ Every network takes pixels in [0, 1] and normalises them itself, so that observe
 sit on one committee. Weights travel as safetensors, never as pickles.
 """
 
-import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dd_tasks import winograd
 from dd_tasks.errors import InputError, unknown
 
 SMALL_SIDE = 64  # up to this side the stems made for 224 px lose the image; they are replaced
@@ -190,49 +188,3 @@ def with_features(net: nn.Module, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     return logits_NK, heard[0]
-
-
-class Scaled(nn.Module):
-    """A frozen BatchNorm2d as what it does: one product and one sum a value."""
-
-    scale_C11: Tensor
-    shift_C11: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale_C = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.detach())
-        shift_C = (0 if norm.bias is None else norm.bias.detach()) - norm.running_mean * scale_C
-        self.register_buffer("scale_C11", scale_C.view(-1, 1, 1))
-        self.register_buffer("shift_C11", shift_C.view(-1, 1, 1))
-
-    def forward(self, input_NCHW: Tensor) -> Tensor:
-        return input_NCHW * self.scale_C11 + self.shift_C11
-
-
-class Halved(nn.Module):
-    """Max pooling of 2 x 2 positions as maxima of four slices: compiled, its gradient needs no scatter."""
-
-    def forward(self, input_NCHW: Tensor) -> Tensor:
-        height, width = (size - size % 2 for size in input_NCHW.shape[2:])
-        even_NCHW = input_NCHW[:, :, :height, :width]
-        left, right = (torch.maximum(even_NCHW[:, :, ::2, i::2], even_NCHW[:, :, 1::2, i::2]) for i in (0, 1))
-        return torch.maximum(left, right)
-
-
-def lean(net: nn.Module) -> nn.Module:
-    """A copy of a frozen network that compiles well and computes the same, but for the gradient of equal maxima."""
-    twin = copy.deepcopy(net)
-    for path, module in list(twin.named_modules()):
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            twin.set_submodule(path, Scaled(module))
-        elif isinstance(module, nn.MaxPool2d) and _halves(module):
-            twin.set_submodule(path, Halved())
-        elif isinstance(module, nn.Conv2d) and winograd.is_wide(module, winograd.FROZEN):
-            twin.set_submodule(path, winograd.Frozen(module))
-    return twin
-
-
-def _halves(pool: nn.MaxPool2d) -> bool:
-    plain = (pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) == (0, 1, False, False)
-    return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.compiling import has_compiler
-from dd_tasks.networks import lean
+from dd_tasks.lean import lean
 from dd_tasks.terms import Closure, SmoothedLoss, Term
 from dd_tasks.types import Observer, Reading
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd_tasks.networks import Scaled
+from dd_tasks.lean import Scaled
 from dd_tasks.types import Moments
 from dd_tasks.winograd import Frozen
 

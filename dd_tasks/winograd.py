@@ -258,7 +258,11 @@ def quick(net: nn.Module) -> nn.Module:
 
 
 def is_wide(conv: nn.Conv2d, channels: int = CHANNELS) -> bool:
-    """3x3 with a border of one zero and no other choices, and channels enough; on a processor."""
+    """Plain, and channels enough."""
+    return is_plain(conv) and min(conv.in_channels, conv.out_channels) >= channels
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
+    """3x3 with a border of one zero and no other choices; on a processor."""
     asked = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    alike = asked == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-    return alike and min(conv.in_channels, conv.out_channels) >= channels and conv.weight.device.type == "cpu"
+    return asked == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and conv.weight.device.type == "cpu"

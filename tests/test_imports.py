@@ -19,7 +19,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 RANKS = (
     ("redaction", "visible"),
     ("errors", "types", "ranges", "citation", "memory", "seconds", "whole", "winograd", "pngs", "yamls"),
-    ("networks", "compiling"),
+    ("networks", "compiling", "lean"),
     (
         "augment",
         "statistics",

@@ -1,0 +1,112 @@
+"""Frozen networks, rewritten for compiling: the same numbers in fewer and quicker operations.
+
+Shape letters: N images, C and O channels in and out, H x W pixels, P = C x 3 x 3 weights a channel out, S = H x W.
+"""
+
+import copy
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_tasks import winograd
+
+FEW = 3  # channels of images, at most
+
+
+class Scaled(nn.Module):
+    """A frozen BatchNorm2d as what it does: one product and one sum a value."""
+
+    scale_C11: Tensor
+    shift_C11: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale_C = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.detach())
+        shift_C = (0 if norm.bias is None else norm.bias.detach()) - norm.running_mean * scale_C
+        self.register_buffer("scale_C11", scale_C.view(-1, 1, 1))
+        self.register_buffer("shift_C11", shift_C.view(-1, 1, 1))
+
+    def forward(self, input_NCHW: Tensor) -> Tensor:
+        return input_NCHW * self.scale_C11 + self.shift_C11
+
+
+class Halved(nn.Module):
+    """Max pooling of 2 x 2 positions as maxima of four slices: compiled, its gradient needs no scatter."""
+
+    def forward(self, input_NCHW: Tensor) -> Tensor:
+        one, other, third, fourth = _quarters(input_NCHW)
+        return torch.maximum(torch.maximum(one, other), torch.maximum(third, fourth))
+
+
+class Averaged(nn.Module):
+    """Average pooling of 2 x 2 positions as a sum of four slices: compiled, it keeps channels last."""
+
+    def forward(self, input_NCHW: Tensor) -> Tensor:
+        one, other, third, fourth = _quarters(input_NCHW)
+        return (one + other + third + fourth) / 4
+
+
+def _quarters(input_NCHW: Tensor) -> list[Tensor]:
+    """The four positions of every 2 x 2, column by column; an odd last row or column is left out."""
+    height, width = (size - size % 2 for size in input_NCHW.shape[2:])
+    even_NCHW = input_NCHW[:, :, :height, :width]
+    return [even_NCHW[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+
+
+class _OfImages(torch.autograd.Function):
+    """A 3x3 convolution of frozen weights with a border of one zero, whose gradient is by the images alone: a matrix
+    product with the weights, whose nine parts are shifted and summed."""
+
+    @staticmethod
+    def forward(ctx: Any, images_NCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight_OC33)
+        return F.conv2d(images_NCHW, weight_OC33, bias_O, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        (slope_NOHW,), (weight_OC33,) = slopes, ctx.saved_tensors
+        n, outer, height, width = slope_NOHW.shape
+        weight_PO = weight_OC33.permute(1, 2, 3, 0).reshape(-1, outer)  # P: C, 3, 3
+        parts_NPS = weight_PO @ slope_NOHW.permute(0, 2, 3, 1).reshape(n, height * width, outer).mT
+        padded = F.pad(parts_NPS.view(n, -1, 3, 3, height, width), (1, 1, 1, 1))
+        shifted = [
+            padded[:, :, i, j, 2 - i : 2 - i + height, 2 - j : 2 - j + width] for i, j in product(range(3), repeat=2)
+        ]
+        return sum(shifted[1:], shifted[0]), None, None
+
+
+class Stem(nn.Conv2d):
+    """What a convolution of images does, whose gradient a processor's library makes slowly."""
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__(like.in_channels, like.out_channels, 3, padding=1, bias=like.bias is not None)
+        self.load_state_dict(like.state_dict())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _OfImages.apply(input, self.weight, self.bias)
+
+
+def lean(net: nn.Module) -> nn.Module:
+    """A copy of a frozen network that compiles well and computes the same, but for the gradient of equal maxima."""
+    twin = copy.deepcopy(net)
+    for path, module in list(twin.named_modules()):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            twin.set_submodule(path, Scaled(module))
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and _halves(module):
+            twin.set_submodule(path, Halved() if isinstance(module, nn.MaxPool2d) else Averaged())
+        elif isinstance(module, nn.Conv2d) and winograd.is_wide(module, winograd.FROZEN):
+            twin.set_submodule(path, winograd.Frozen(module))
+        elif isinstance(module, nn.Conv2d) and winograd.is_plain(module) and module.in_channels <= FEW:
+            twin.set_submodule(path, Stem(module))
+    return twin
+
+
+def _halves(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
+    plain = pool.padding == 0 and not pool.ceil_mode and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))
+    if isinstance(pool, nn.AvgPool2d):
+        return plain and pool.divisor_override is None
+    return plain and pool.dilation == 1 and not pool.return_indices
