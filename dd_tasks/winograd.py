@@ -19,11 +19,11 @@ from torch import Tensor, nn
 CHANNELS = 64  # with fewer, transforming takes longer than it saves
 FROZEN = 32  # the same where weights are transformed once, and have no gradient; then also
 TILES = 40  # of a batch, with fewer
-CACHED = 2**20  # numbers of the transformed tiles of images that are done together, so that they stay in the cache
+CACHED = 3 * 2**19  # numbers of transformed tiles, in and out, that are done together, so that they stay in the cache
 SHAPES = 64  # of parts, for each of which transforms are compiled
 
 # Torch keeps compiled graphs on disk by the names of these operations: another name wherever one of them changes.
-KEPT_AS = "retort_2"
+KEPT_AS = "retort_3"
 Lines = tuple[Tensor, ...]
 
 
@@ -104,9 +104,20 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
-def _parts(images_NHWC: Tensor) -> Iterator[slice]:
+def _convolved(images_NHWC: Tensor, weights_36CO: Tensor, made_NHWO: Tensor) -> None:
+    """Written into `made_NHWO`."""
+    _output_pixels(_input_tiles(images_NHWC) @ weights_36CO, made_NHWO)
+
+
+def _weighed(images_NHWC: Tensor, gradient_NHWO: Tensor, sums_36OC: Tensor) -> None:
+    """The gradients of the transformed weights, added to `sums_36OC`."""
+    sums_36OC.baddbmm_(_gradient_tiles(gradient_NHWO).mT, _input_tiles(images_NHWC))
+
+
+def _parts(images_NHWC: Tensor, outer: int) -> Iterator[slice]:
     """Some images at a time: as many parts as it takes, or up to twice as many where these are alike."""
-    n, numbers = len(images_NHWC), images_NHWC[0].numel() * 9 // 4
+    n, height, width, inner = images_NHWC.shape
+    numbers = height * width * (inner + outer) * 9 // 4
     least = max(1, -(-n * numbers // CACHED))
     parts = next((k for k in range(least, min(2 * least, n) + 1) if n % k == 0), least)
     size = -(-n // parts)
@@ -143,9 +154,8 @@ def transformed(weight_OC33: Tensor, *, turned: bool = False) -> Tensor:
 def _by_tiles(images_NCHW: Tensor, weights_36CO: Tensor) -> Tensor:
     images_NHWC = _channels_last(images_NCHW)
     made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], weights_36CO.shape[2])
-    for part in _parts(images_NHWC):
-        tiles_36TO = _compiled(_input_tiles)(images_NHWC[part]) @ weights_36CO
-        _compiled(_output_pixels)(tiles_36TO, made_NHWO[part])
+    for part in _parts(images_NHWC, weights_36CO.shape[2]):
+        _compiled(_convolved)(images_NHWC[part], weights_36CO, made_NHWO[part])
     return made_NHWO.permute(0, 3, 1, 2)
 
 
@@ -155,10 +165,8 @@ def weight_gradient(images_NCHW: Tensor, gradient_NOHW: Tensor) -> Tensor:
     images_NHWC, gradient_NHWO = _channels_last(images_NCHW), _channels_last(gradient_NOHW)
     inner, outer = images_NHWC.shape[3], gradient_NHWO.shape[3]
     sums_36OC = images_NHWC.new_zeros(36, outer, inner)
-    for part in _parts(images_NHWC):
-        sums_36OC.baddbmm_(
-            _compiled(_gradient_tiles)(gradient_NHWO[part]).mT, _compiled(_input_tiles)(images_NHWC[part])
-        )
+    for part in _parts(images_NHWC, outer):
+        _compiled(_weighed)(images_NHWC[part], gradient_NHWO[part], sums_36OC)
     made_O33C: Tensor = _compiled(_weight_pixels)(sums_36OC)
     return made_O33C.permute(0, 3, 1, 2)
 
