@@ -16,7 +16,7 @@ from torch import Tensor
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
 from dd_tasks.errors import NumericalError
 from dd_tasks.numerics import says
-from dd_tasks.ranges import LATER, Count, Positive, Scale, Several
+from dd_tasks.ranges import LATER, Positive, Scale, Several, Steps
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
 
@@ -47,7 +47,7 @@ class Drawn:
     view lies within one of the image's tiles x tiles tiles. Each `group` images in a row share crop, flip and mix box,
     and partners lie equally far ahead, around within the group: compact labels (`codec`) name these once."""
 
-    epochs: Count = 300
+    epochs: Steps = 300
     scale: Scale = (0.5, 1.0)
     flip: bool = True
     mix: bool = True
