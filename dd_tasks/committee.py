@@ -156,7 +156,7 @@ def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
     local = Path(member.weights)
     path = fetch_weights(member.weights) if ON_HUB.fullmatch(member.weights) and not local.exists() else local
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe has no end
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a device or a pipe has no end
             raise InputError(f"cannot read weights {member.weights}: it is no file")
         content = path.read_bytes()
     except OSError as error:
