@@ -35,6 +35,7 @@ from dd_tasks.statistics import LayerStatistics, convolutions, listening, measur
 from dd_tasks.types import Reading, Track, untracked
 
 log = logging.getLogger(__name__)
+LISTED = '{"observers": [{"architecture": ..., "weights": ..., "sha256": ...}, ...]}'
 AT_ONCE = 500  # images that are scored or measured at once, where memory is enough for them
 LOWER_RATE = "; lower its rate (--set observers.peak_rate=X)"
 SMALLER = "look at smaller images (--side N)"
@@ -137,7 +138,9 @@ def read_committee(path: Path) -> tuple[Imported, ...]:
         observers = tuple(Imported(str(e["architecture"]), str(e["weights"]), str(e["sha256"])) for e in entries)
     except FileNotFoundError:
         raise InputError(f"no committee file {path}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError):
+        raise InputError(f"{path} is not a committee file: expected {LISTED}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a committee file: {type(error).__name__} {error}") from None
     if not observers:
         raise InputError(f"{path} lists no observers")
@@ -153,6 +156,8 @@ def load_weights(member: Imported, shape: Shape) -> dict[str, Tensor]:
     local = Path(member.weights)
     path = fetch_weights(member.weights) if ON_HUB.fullmatch(member.weights) and not local.exists() else local
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a device or a pipe has no end
+            raise InputError(f"cannot read weights {member.weights}: it is no file")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read weights {member.weights}: {error.strerror}") from None

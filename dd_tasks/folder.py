@@ -65,10 +65,14 @@ class Folder:
         except ImportError as error:  # of a protocol whose package is missing
             hint = " (pip install 'retort[s3]')" if protocol in S3 else ""
             raise InputError(f"store {url}: {error}{hint}") from None
-        except ValueError as error:  # of a protocol that nobody knows
+        except (
+            ValueError,
+            TypeError,
+            NotImplementedError,
+        ) as error:  # of a protocol that nobody knows, or none for this
             raise InputError(f"store {url}: {error}") from None
         self.atomic, self.local = protocol in ATOMIC, isinstance(self.fs, LocalFileSystem)
-        self._failures: tuple[type[Exception], ...] = () if self.local else (OSError,)
+        self._failures: tuple[type[Exception], ...] = () if self.local else (OSError, ValueError, NotImplementedError)
         self._passing: tuple[type[Exception], ...] = (ConnectionError, TimeoutError)
         self._once: dict[str, int] = {}
         if protocol in S3:

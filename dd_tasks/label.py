@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
-from dd_tasks.errors import NumericalError
+from dd_tasks.errors import InputError, NumericalError
 from dd_tasks.numerics import says
-from dd_tasks.ranges import LATER, Count, Positive, Scale, Several
+from dd_tasks.ranges import LATER, Positive, Scale, Several, Steps
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
 
@@ -47,7 +47,7 @@ class Drawn:
     view lies within one of the image's tiles x tiles tiles. Each `group` images in a row share crop, flip and mix box,
     and partners lie equally far ahead, around within the group: compact labels (`codec`) name these once."""
 
-    epochs: Count = 300
+    epochs: Steps = 300
     scale: Scale = (0.5, 1.0)
     flip: bool = True
     mix: bool = True
@@ -88,6 +88,8 @@ class Drawn:
 
     def _boxes(self, epoch: int, n: int, side: int, rng: torch.Generator) -> tuple[Crops, Tensor]:
         """n crops, and boxes_N4 to mix."""
+        if self.tiles > side:
+            raise InputError(f"labeller.tiles {self.tiles}: images of {side} px have no so many tiles a side")
         crops = random_crops(n, side // self.tiles, self.scale, rng, flip=self.flip)
         if self.tiles > 1:
             corners_N2 = self._tiles(epoch, n, rng) * (side // self.tiles)

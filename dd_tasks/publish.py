@@ -20,7 +20,7 @@ from dd_tasks.errors import InputError
 from dd_tasks.hub import PAUSES, Blob, HubError, Landed, Onto, Refs, Repository
 from dd_tasks.redaction import hide
 from dd_tasks.validate import loads, validate
-from dd_tasks.whole import all_or_nothing
+from dd_tasks.whole import all_or_nothing, lies_in
 from schemas.manifest import Manifest
 from schemas.release import Released, ReleaseSpec
 
@@ -93,6 +93,8 @@ def publish(folder: Path, spec: ReleaseSpec, token: str = "", step: Step = at_on
     """
     check(spec)
     if out := folder_of(spec.target):
+        if lies_in(out, folder) and not lies_in(folder, out):
+            raise InputError(f"target {spec.target}: lies in the artifact {folder}; choose another place")
         release = step("validate", lambda: _release(folder, spec.target, None))
         return step("put in place", lambda: _put(release, spec, out))
     release = step("validate", lambda: _release(folder, spec.target, spec.target))

@@ -13,10 +13,11 @@ def _rising(scale: tuple[float, float]) -> tuple[float, float]:
 
 LATER = {"later": True}  # of a field that came later: at its default it has no part in an identity, which so stays
 
-Count = Annotated[int, Field(strict=True, ge=0)]
+MOST = 1 << 40  # torch and the tables count in 64 bits
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
 Steps = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]  # plans list them one by one
-Positive = Annotated[int, Field(strict=True, ge=1)]
-Several = Annotated[int, Field(strict=True, ge=2)]  # BatchNorm needs two
+Positive = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Several = Annotated[int, Field(strict=True, ge=2, le=MOST)]  # BatchNorm needs two
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]

@@ -28,6 +28,7 @@ from dd_tasks.tars import (
     Sample,
     Shard,
     base_name,
+    expect_few,
     folder_of,
     matching,
     read_beside,
@@ -71,6 +72,7 @@ def _expand(pattern: str) -> Iterator[str]:
     if os.path.isfile(pattern):  # its name may hold braces or brackets
         urls = [pattern]
     else:
+        expect_few(pattern)
         try:
             urls = expand_urls(pattern)
         except ValueError as error:

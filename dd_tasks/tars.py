@@ -8,6 +8,7 @@ a sample is a Fault, and a Quarantine says how many of those are tolerated (by d
 import glob
 import hashlib
 import logging
+import math
 import os
 import re
 import tarfile
@@ -21,14 +22,20 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from dd_tasks.errors import InputError
+from dd_tasks.whole import told
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 CLASS_SUFFIX = "cls"
 SUFFIXES = frozenset((*IMAGE_SUFFIXES, CLASS_SUFFIX))
 MOST_BYTES = 1 << 28  # of one member
 CHUNK = 1 << 20  # bytes that are read at a time
+MOST_SHARDS = 1 << 20  # of one brace pattern: a slip of the pen must not fill the memory with names
+BRACES = re.compile(r"[{][^{}]*[}]")
+RANGE = re.compile(r"[{](-?[0-9]{1,99})[.]{2}(-?[0-9]{1,99})(?:[.]{2}(-?[0-9]{1,99}))?[}]")
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$").match
 OCTAL = re.compile(rb"[0-7]+").fullmatch
+# By which fsspec tells of a package that is missing, and of a URL or protocol that serves for something else.
+UNREADABLE = (ImportError, ValueError, TypeError, NotImplementedError)
 Parts = list[tuple[str, bytes]]  # (suffix, content) of one key
 
 log = logging.getLogger(__name__)
@@ -99,13 +106,23 @@ def _path(url: str) -> str:
 def open_binary(url: str) -> BinaryIO:
     """`url` opened for reading: a local path plainly, anything else by fsspec. InputError when it is not there."""
     try:
-        return fsspec.open(url, "rb").open() if is_remote(url) else open(url, "rb")
+        with told(url):
+            return fsspec.open(url, "rb").open() if is_remote(url) else open(url, "rb")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         number: object = error.errno  # fsspec's own errors have whatever they like there
         said = os.strerror(number) if isinstance(number, int) else "it is not there, or no server answers"
         raise InputError(f"cannot read {url!r}: {said}") from error
-    except (ImportError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read {url!r}: {error}") from error
+
+
+def expect_few(pattern: str) -> None:
+    """Before they are written out: braces in a row multiply what they stand for."""
+    ranges = (RANGE.fullmatch(braces) for braces in BRACES.findall(pattern))
+    sizes = [abs(int(found[2]) - int(found[1])) // max(1, abs(int(found[3] or 1))) + 1 for found in ranges if found]
+    lists = [braces.count(",") + 1 for braces in BRACES.findall(pattern) if "," in braces]
+    if math.prod(sizes + lists) > MOST_SHARDS:
+        raise InputError(f"brace pattern {pattern!r} stands for more than {MOST_SHARDS:,} shards")
 
 
 def matching(url: str) -> list[str]:
@@ -129,9 +146,10 @@ def _glob_remote(url: str) -> list[str]:
     if "*" not in url and "[" not in url:
         return [url]
     try:
-        system, path = fsspec.core.url_to_fs(url)
-        found = [system.unstrip_protocol(hit) for hit in system.glob(path)]
-    except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
+        with told(url):
+            system, path = fsspec.core.url_to_fs(url)
+            found = [system.unstrip_protocol(hit) for hit in system.glob(path)]
+    except (FileNotFoundError, PermissionError, *UNREADABLE) as error:
         raise InputError(f"cannot list {url!r}: {error}") from error
     if not found:
         raise InputError(f"no shard matches {url!r}")
@@ -143,9 +161,10 @@ def size_of(url: str) -> int | None:
     try:
         if not is_remote(url):
             return os.path.getsize(url)
-        system, path = fsspec.core.url_to_fs(url)
-        return system.size(path)
-    except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
+        with told(url):
+            system, path = fsspec.core.url_to_fs(url)
+            return system.size(path)
+    except (FileNotFoundError, PermissionError, *UNREADABLE) as error:
         raise InputError(f"cannot read {url!r}: {error}") from error
 
 
@@ -257,7 +276,7 @@ class Shard:
             yield key, list(_kept(group))
 
     def _members(self) -> Iterator[tuple[str, str, bytes]]:
-        with open_binary(self.url) as raw:
+        with told(self.url), open_binary(self.url) as raw:
             tape = Tape(raw)
             try:
                 with tarfile.open(fileobj=cast(BinaryIO, tape), mode="r:", tarinfo=Member) as tar:

@@ -18,9 +18,17 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def refusing(place: Path) -> Path | None:
-    """The nearest folder above that lets nothing be made in it; None where a place can be filled."""
-    parent = next(folder for folder in place.resolve().parents if folder.exists())
+    """What lets nothing be made there: the nearest folder above, or a link to itself; None where it can be filled."""
+    try:
+        parent = next(folder for folder in place.resolve().parents if folder.exists())
+    except RuntimeError:  # by which pathlib tells of links that lead round
+        return place.absolute()
     return None if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) else parent
+
+
+def lies_in(place: Path, folder: Path) -> bool:
+    """Whether by its whole path; a folder lies in itself."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 def write(path: Path, content: bytes) -> None:

@@ -170,7 +170,7 @@ def resolve(spec: RunSpec, side: int, classes: int) -> Run:
     InputError for a name or an override that means nothing.
     """
     method: Recipe = presets.preset(spec.preset, side=side)
-    if spec.labels:
+    if spec.labels is not None:
         method = replace(method, labeller=presets.preset(spec.labels, side=side).labeller)
     few = spec.codec == "compact" and not method.labeller.hard
     batch = spec.student_batch or min(max(spec.ipc * classes // 10, 10), 100)

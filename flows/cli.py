@@ -1,5 +1,6 @@
 """`retort ...`: the command line. Heavy libraries are imported by the command that needs them."""
 
+import os
 import re
 import sys
 from io import TextIOWrapper
@@ -276,7 +277,7 @@ def pack(
     image_column: Annotated[str | None, typer.Option(help="Default: the only image column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: the only class column.")] = None,
     side: Annotated[int, typer.Option(min=1, max=512, help="Pixels a side of `digits`.")] = 16,
-    samples_per_shard: Annotated[int, typer.Option(min=1)] = 10_000,
+    samples_per_shard: Annotated[int, typer.Option(min=1, max=1 << 40)] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
 ) -> None:
     """Pack images into WebDataset shards with an index.json."""
@@ -330,6 +331,9 @@ def main() -> None:
             keep_freed_memory()
             hush()
             sys.excepthook = failed
+            for name in ("stdout", "stderr"):
+                if getattr(sys, name) is None:  # a shell closed it: nothing that is opened later may be taken for it
+                    setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
             for stream in (sys.stdout, sys.stderr):  # of a locale that knows no ± (say)
                 if isinstance(stream, TextIOWrapper):
                     stream.reconfigure(errors="replace")

@@ -32,6 +32,8 @@ from flows.options import (
     words,
 )  # fmt: skip
 
+MOST = 1_000_000  # epochs, as in a specification
+
 committee_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train or import the observers.")
 guides_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Study pools of pre-trained guides.")
 
@@ -42,8 +44,8 @@ def train(
     committee: Annotated[str, typer.Argument(help="A committee by name.")] = "small",
     side: Side = None,
     tolerate: Tolerate = 0,
-    keep_every: Annotated[int, typer.Option(min=0, help="Keep a checkpoint every k epochs.")] = 0,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the committee's own.")] = None,
+    keep_every: Annotated[int, typer.Option(min=0, max=MOST, help="Keep a checkpoint every k epochs.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, max=MOST, help="Default: the committee's own.")] = None,
     store: Store = "runs/store",
     device: Device = "auto",
     engine: Engine = "local",

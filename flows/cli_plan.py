@@ -30,6 +30,7 @@ from flows.options import (
     spec_of,
 )
 
+MOST = 1_000_000  # as in a specification
 Dataset = Annotated[str | None, typer.Option(help="A dataset by name: imagenet-1k, imagenet-21k, cifar10, ...")]
 
 
@@ -38,8 +39,10 @@ def plan(
     shards: Shards = None,
     test: Test = None,
     dataset: Dataset = None,
-    classes: Annotated[int | None, typer.Option(min=2, help="Classes of a dataset that is not at hand.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Its images for training.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, max=MOST, help="Classes of a dataset that is not at hand.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Its images for training.")] = None,
     ipc: Ipc = None,
     side: Side = None,
     committee: Committee = None,
@@ -58,8 +61,8 @@ def plan(
     bytes_row: BytesRow = None,
     override: Overrides = None,
     calibration: Annotated[Path | None, typer.Option(help="What `retort calibrate` wrote; tells seconds.")] = None,
-    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of one worker.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Machines or GPUs as calibrated, side by side.")] = 1,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, max=MOST, help="Of one worker.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=MOST, help="Machines or GPUs as calibrated, side by side.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON (schemas/json/plan.schema.json).")] = False,
 ) -> None:
     """What a run will do, take and cost: image-updates, time, memory, bytes. Nothing is computed."""
@@ -90,7 +93,7 @@ def plan(
 
 
 def calibrate(
-    side: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 32,
+    side: Annotated[int, typer.Option(min=8, max=8192, help="Pixels a side.")] = 32,
     committee: Annotated[str, typer.Option(help="A committee by name.")] = "small",
     student: Annotated[
         list[str] | None, typer.Option(help="Architecture; may be repeated.  [default: convnet3]")
@@ -98,11 +101,15 @@ def calibrate(
     preset: Annotated[
         list[str] | None, typer.Option(help="Whose terms; may be repeated.  [default: sre2l, e2d]")
     ] = None,
-    classes: Annotated[int, typer.Option(min=2, help="Classes that the networks tell apart.")] = 10,
-    panel: Annotated[list[int] | None, typer.Option(min=1, help="Sizes of panels.  [default: 10, 100]")] = None,
-    student_batch: Annotated[list[int] | None, typer.Option(min=2, help="Of students.  [default: 10, 100]")] = None,
+    classes: Annotated[int, typer.Option(min=2, max=MOST, help="Classes that the networks tell apart.")] = 10,
+    panel: Annotated[
+        list[int] | None, typer.Option(min=1, max=MOST, help="Sizes of panels.  [default: 10, 100]")
+    ] = None,
+    student_batch: Annotated[
+        list[int] | None, typer.Option(min=2, max=MOST, help="Of students.  [default: 10, 100]")
+    ] = None,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Also where torch.compile is used.")] = True,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of each measurement.")] = 2.0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("calibration.json"),
     verbose: Verbose = False,

@@ -38,9 +38,9 @@ def serve(
 
     distilling = verifying = None
     if distill is not None:
-        release = ReleaseSpec(target=publish) if publish else None
-        distilling = Distilling(spec_of(str(distill)), out, release, every or WEEKLY)
+        release = None if publish is None else ReleaseSpec(target=publish)
+        distilling = Distilling(spec_of(str(distill)), out, release, WEEKLY if every is None else every)
     if verify is not None:
-        verifying = Verifying(verify, verify_every or NIGHTLY)
+        verifying = Verifying(verify, NIGHTLY if verify_every is None else verify_every)
     settings = settings_of(store, device, verbose, engine=engine, workers=workers, threads=threads, requests=request)
     launch.serve(distilling, verifying, settings)

@@ -71,7 +71,9 @@ def _time(when: datetime | None) -> str:
 @store_app.command("gc")
 def gc(
     store: Store = "runs/store",
-    older: Annotated[float, typer.Option(min=0, help="Days: nothing that was made or found since is touched.")] = 1.0,
+    older: Annotated[
+        float, typer.Option(min=0, max=36_500, help="Days: nothing made or found since is touched.")
+    ] = 1.0,
     forget: Annotated[list[str] | None, typer.Option(help="A run (`store ls --runs`) to keep no longer.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete. Without it, only tell.")] = False,
 ) -> None:

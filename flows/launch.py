@@ -1,6 +1,7 @@
 """What the commands do: checks that need no server first, then the flow, then what a user wants to see of it."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from schemas.manifest import Manifest
 from schemas.release import Released, ReleaseSpec
 from schemas.spec import RunSpec
 
+DATASET = re.compile(r"[\w.-]+/[\w.-]+(@[^\s@]+)?", re.ASCII)
 SIDE_FOR_PLAN, CLASSES_FOR_PLAN = 32, 10
 
 
@@ -40,6 +42,7 @@ def run(
     """Distil; where a folder is given for the profile, its count is under way."""
     artifact.check_out(out)
     check_file(page, "--report")
+    check_apart(out, **{"--report": page, "--store": settings.store, "--profile-to": profile_to})
     check_places(spec.shards + spec.test, settings)
     check_recipe(spec)
     if profile_to:
@@ -128,6 +131,13 @@ def check_file(path: Path | None, option: str) -> None:
         raise InputError(f"{option} {path}: cannot write into {parent}; choose another place")
 
 
+def check_apart(artifact: Path, **others: Path | str | None) -> None:
+    """InputError where something else, by its option, would lie in an artifact, which is what its manifest lists."""
+    for option, place in others.items():
+        if place and "://" not in str(place) and whole.lies_in(Path(place), artifact):
+            raise InputError(f"{option} {place}: lies in the artifact {artifact}; choose another place")
+
+
 def _shown(width: int) -> Console:
     """Standard output; `width` columns wide where it is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else width)
@@ -208,6 +218,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
     from flows.verify import expect_usable, verify_dataset
 
     check_file(results, "--junit")
+    check_apart(Path(target), **{"--junit": results, "--store": settings.store})
     check_places(expect_usable(target, scope), settings)
     checks = verify_dataset(target, scope, settings)
     table = Table(title=f"{target}{': the first seed of each claim' if scope.quick else ''}")
@@ -224,6 +235,7 @@ def verify(target: str, scope: Scope, results: Path | None, settings: Settings) 
 
 def write_report(path: Path, out: Path) -> None:
     check_file(out, "--out")
+    check_apart(path, **{"--out": out})
     loaded = artifact.read(path)
     kept = path / "assets" / "story.safetensors"
     if not kept.is_file():
@@ -237,10 +249,13 @@ def serve(distilling: Distilling | None, verifying: Verifying | None, settings: 
     """Serve the flows on demand, and by schedule those that are given, until Ctrl-C."""
     if distilling is not None:
         artifact.check_out(distilling.out)
+        check_apart(distilling.out, **{"--store": settings.store})
         for pattern in distilling.spec.shards + distilling.spec.test:
             expect_open(pattern, "shards", "the deployment")
-        check_places(distilling.spec.shards + distilling.spec.test, settings)
         check_recipe(distilling.spec)
+    check_places(distilling.spec.shards + distilling.spec.test if distilling else (), settings)
+    if verifying and not (Path(verifying.target).is_dir() or DATASET.fullmatch(verifying.target)):
+        raise InputError(f"--verify {verifying.target!r}: expected ORG/NAME[@REVISION], or a folder")
     from flows import deploy
     from flows.release import expect_publishable
 

@@ -31,7 +31,7 @@ Test = Annotated[list[str] | None, typer.Option(help="Shards for the final rows.
 Ipc = Annotated[int | None, typer.Option(help="Images per class.")]
 Classes = Annotated[str | None, typer.Option(help="Distil these alone, by name, with commas; default: all.")]
 Normalise = Annotated[str | None, typer.Option(help="Pixels by the mean and std of the data, or of imagenet.")]
-Side = Annotated[int | None, typer.Option(min=8, help="Pixels a side; default: the shards' own.")]
+Side = Annotated[int | None, typer.Option(min=8, max=8192, help="Pixels a side; default: the shards' own.")]
 Committee = Annotated[str | None, typer.Option(help="A committee by name, or the file of `committee import`.")]
 Student = Annotated[list[str] | None, typer.Option(help="Architecture to score; may be repeated.")]
 Seeds = Annotated[int | None, typer.Option(help="Students a row.")]
@@ -141,7 +141,7 @@ def _first(error: "ValidationError") -> str:
     """The first thing that is wrong with some values, in one line."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    said = first["msg"].removeprefix("Value error, ")
+    said = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "missing":
         return f"{place} is missing"
     return f"{place} {SHORT.repr(first['input'])}: {said[:1].lower()}{said[1:]}"

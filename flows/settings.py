@@ -14,6 +14,7 @@ VERIFY_STORE = "runs/verify-store"  # scores of verifications; never those that 
 WEEKLY, NIGHTLY = "0 3 * * 0", "0 2 * * *"  # cron schedules of deployments, in UTC
 Part = Literal["observers", "panels", "labels", "students"]  # of whose stages many may run side by side
 PARTS: tuple[Part, ...] = get_args(Part)
+MOST = 4096  # cores, GPUs or workers: OpenMP ends the process where it is asked for far more threads
 ENGINES = r"^(local|ray|ray://[^/\s]+|pool|pool:[^\s:/]+)$"
 
 
@@ -23,9 +24,11 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     part: Part
-    cpus: int | None = Field(default=None, ge=1, description="default: its threads")
-    gpus: float | None = Field(default=None, ge=0, description="default: 1 for cuda, and for auto where one is here")
-    memory: int | None = Field(default=None, ge=1, description="bytes; default: not asked for")
+    cpus: int | None = Field(default=None, ge=1, le=MOST, description="default: its threads")
+    gpus: float | None = Field(
+        default=None, ge=0, le=MOST, description="default: 1 for cuda, and for auto where one is here"
+    )
+    memory: int | None = Field(default=None, ge=1, lt=1 << 63, description="bytes; default: not asked for")
 
 
 class Settings(BaseModel):
@@ -42,10 +45,10 @@ class Settings(BaseModel):
         "ray://HOST:PORT: on that cluster; pool or pool:NAME: on the workers of a work pool of Prefect's",
     )
     workers: int | None = Field(
-        default=None, ge=1, description="stages that an own Ray runs at once; default: as cores and GPUs allow"
+        default=None, ge=1, le=MOST, description="stages that an own Ray runs at once; default: as cores and GPUs allow"
     )
     threads: int | None = Field(
-        default=None, ge=1, description="of a stage on the processor; default: local all cores, elsewhere one"
+        default=None, ge=1, le=MOST, description="of a stage on the processor; default: local all cores, elsewhere one"
     )
     requests: tuple[Request, ...] = Field(default=(), description="of parts that need other than the usual resources")
 

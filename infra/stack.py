@@ -39,9 +39,7 @@ POOL = BUCKET = "retort"
 PREFECT = [sys.executable, "-m", "prefect"]
 PATIENCE = 120  # seconds that a server may take to answer
 GRACE = 20  # seconds that it may take to stop
-SOON = 5  # seconds: a minute that begins earlier is over before its schedule is known
-FIRST = "EXPECTED_START_TIME_ASC"
-ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+WAITING, ENDS = "SCHEDULED", ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class StackError(Exception):
@@ -154,6 +152,14 @@ def ask(stack: Stack, path: str, body: object = None) -> Any:
         return None
 
 
+def answer(stack: Stack, path: str, body: object = None) -> Any:
+    """As `ask`; StackError where there is none."""
+    found = ask(stack, path, body)
+    if found is None:
+        raise StackError(f"{path}: the server does not answer; {stack.folder}/prefect.log may say why")
+    return found
+
+
 # ---- the four servers
 
 
@@ -263,23 +269,38 @@ def read_spec(file: Path) -> dict[str, Any]:
 
 
 def schedule(stack: Stack, name: str) -> str:
-    """Give the deployment a cron schedule of the next full minute; the deployment's id."""
-    found = ask(stack, f"/deployments/name/distill-dataset/{name}")["id"]
-    moment = datetime.now(UTC) + timedelta(minutes=1, seconds=SOON)
-    cron = f"{moment.minute} {moment.hour} {moment.day} {moment.month} *"
-    ask(stack, f"/deployments/{found}/schedules", [{"schedule": {"cron": cron, "timezone": "UTC"}, "active": True}])
-    print(f"distill-dataset/{name} runs at {moment:%H:%M} UTC (cron {cron!r})", flush=True)
-    return str(found)
+    """Give the deployment a cron schedule of the next full minute; the id of its run, which is listed by then.
+
+    The server looks for runs to list every few seconds, and later where the machine is busy: it would pass over a
+    minute that had begun by then, and the cron names no other one this year. So it is asked to list this one now.
+    """
+    found = answer(stack, f"/deployments/name/distill-dataset/{name}")["id"]
+    minute = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
+    cron = f"{minute.minute} {minute.hour} {minute.day} {minute.month} *"
+    answer(stack, f"/deployments/{found}/schedules", [{"schedule": {"cron": cron, "timezone": "UTC"}, "active": True}])
+    first = {"start_time": (minute - timedelta(seconds=1)).isoformat(), "min_time": 0, "min_runs": 1, "max_runs": 1}
+    ours = {
+        "deployments": {"id": {"any_": [found]}}, "sort": "EXPECTED_START_TIME_ASC",
+        "flow_runs": {"expected_start_time": {"after_": minute.isoformat()}},
+    }  # fmt: skip
+    deadline = time.monotonic() + PATIENCE
+    while not (listed := ask(stack, "/flow_runs/filter", ours)):
+        if time.monotonic() > deadline:
+            raise StackError(f"the server lists no run at {minute:%H:%M} UTC; {stack.folder}/prefect.log may say why")
+        ask(stack, f"/deployments/{found}/schedule", first)
+    print(f"distill-dataset/{name} runs at {minute:%H:%M} UTC (cron {cron!r})", flush=True)
+    return str(listed[0]["id"])
 
 
-def wait_for_run(stack: Stack, deployment: str) -> dict[str, Any]:
-    """The run that the schedule began, once it has ended. StackError where none has begun when it should have."""
-    latest = time.monotonic() + 60 + SOON + PATIENCE
+def wait_for_run(stack: Stack, scheduled: str) -> dict[str, Any]:
+    """The run, once it has ended. StackError where no worker has taken it when one should have."""
+    latest = time.monotonic() + 60 + PATIENCE
     while True:
-        found = ask(stack, "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}, "sort": FIRST})
-        if found and found[0]["state"]["type"] in ENDS:
-            return dict(found[0])
-        if time.monotonic() > latest and not (found and found[0]["start_time"]):
+        found = ask(stack, f"/flow_runs/{scheduled}")
+        state = found["state"]["type"] if found else WAITING
+        if found and state in ENDS:
+            return dict(found)
+        if state == WAITING and time.monotonic() > latest:
             raise StackError(f"the schedule began no run; {stack.folder}/prefect.log and worker.log may say why")
         time.sleep(1)
 
@@ -349,10 +370,10 @@ def main() -> int:
             started.enter_context(server(stack))
         deploy(stack, name, spec, given.publish)
         show(stack)
-        deployment = schedule(stack, name) if name else ""
-        if not (given.until_done and deployment):
+        scheduled = schedule(stack, name) if name else ""
+        if not (given.until_done and scheduled):
             signal.pause()
-        ended = wait_for_run(stack, deployment)
+        ended = wait_for_run(stack, scheduled)
         print(f"{ended['name']}: {ended['state']['name']}, begun by a {ended['created_by']['type']}", flush=True)
         if given.pictures:
             picture(stack, ended, given.pictures.resolve())

@@ -66,7 +66,7 @@ def listed(choices: tuple[str, ...]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(choices)})
 
 
-NAME = r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?"
+NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?"
 LETTERS = "of letters, digits, dots, - and _"
 
 DatasetName = Annotated[

@@ -53,7 +53,7 @@ class RunSpec(BaseModel):
         default="compact", description="of soft labels: few bytes a view, or one float16 logit per class"
     )
     label_bytes_per_image: int | None = Field(
-        default=None, ge=1, description="of compact labels, at most; default: as many as the images take"
+        default=None, ge=1, lt=1 << 63, description="of compact labels, at most; default: as many as the images take"
     )
     guides: str | None = Field(default=None, description="pool of pre-trained guides; default: the method's own")
     hard_rows: bool = Field(default=False, description="also score hard labels on the same images")

@@ -47,12 +47,17 @@ def here(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "note.txt": "mine", "mine/thesis.txt": "mine", "note.tar": "no tar", "bad.yaml": "a: [", "list.yaml": "- a",
         "no-ipc.yaml": "preset: e2d\nshards: [train/*.tar]\n", "bad.json": "{", "none.json": '{"observers": []}',
         "more.yaml": "preset: e2d\nshards: [train/*.tar]\nipc: 1\nipx: 2\n", "weights.safetensors": "no weights",
+        "null.json": "null",
+        "twice.yaml": "preset: e2d\npreset: edc\nshards: [train/*.tar]\nipc: 1\n",
+        "alone.yaml": "preset: e2d\nshards: train/*.tar\nipc: 1\n",
         "good.yaml": "preset: e2d\nshards: [train/*.tar]\nipc: 1\ncommittee: tiny\n",
         "signed.yaml": "preset: e2d\nshards: ['https://host/x.tar?Signature=hidden']\nipc: 1\ncommittee: tiny\n",
     }  # fmt: skip
     for name, text in texts.items():
         (folder / name).write_text(text)
     (folder / "half.tar").write_bytes(whole[: len(whole) // 2])
+    for name in ("loop", "loop.yaml"):
+        (folder / name).symlink_to(name)
     (folder / "latin.yaml").write_bytes(b"preset: \xff")
     return folder
 
@@ -60,7 +65,7 @@ def here(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def listed(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file and folder, with its size and when it was written."""
     found = [*folder.rglob("*"), *folder.glob("train/*"), *folder.glob("test/*")]
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found if not path.is_dir()} | {
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in found if not path.is_dir()} | {
         str(path): (0, 0) for path in found if path.is_dir()
     }
 

@@ -398,3 +398,17 @@ def test_an_imported_observer_is_checked_in_and_used(
     assert call(monkeypatch, "run", spec, "--out", tmp_path / "out", "--store", store) == 0
     observers = json.loads((tmp_path / "out" / "retort.json").read_text())["observers"]
     assert [o["architecture"] for o in observers] == ["convnet3_bn_w16"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ('"$0" presets | head -1', 0, ""),
+        ('"$0" presets >&-', 0, ""),
+        ('"$0" validate nowhere 2>&-', 2, ""),
+        ('"$0" presets > /dev/full', 2, "retort: No space left on device\n"),
+    ],
+)
+def test_where_nobody_listens_a_command_ends_without_a_traceback(command: str, code: int, said: str) -> None:
+    ended = subprocess.run(["bash", "-c", command, RETORT], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (code, said)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dd_tasks import augment, recipe
 from dd_tasks.committee import Observer
+from dd_tasks.errors import InputError
 from dd_tasks.label import OneHot, Relabel
 from dd_tasks.types import Crops, Views
 from dd_tasks.voters import Everyone, One, RoundRobin
@@ -235,3 +236,8 @@ def test_epochs_with_the_same_judges_are_labelled_together():
         views = Relabel(epochs=5, batch=15, voters=voters).label(tiny.canvas(6), tiny.studio(*watched))
         by_first, by_second = (one.sizes for one in watched)
         assert len(views) == 30 and (by_first == sizes if voters == Everyone() else by_first + by_second == sizes)
+
+
+def test_more_tiles_than_pixels_are_refused():
+    with pytest.raises(InputError, match=r"^labeller.tiles 17: images of 16 px have no so many tiles a side$"):
+        Relabel(Everyone(), tiles=17).draw(0, 4, 16, torch.Generator())

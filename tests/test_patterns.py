@@ -42,3 +42,15 @@ def test_a_pattern_that_finds_nothing_is_named(tmp_path, monkeypatch, pattern):
 def test_a_string_is_not_a_list_of_patterns():
     with pytest.raises(InputError, match="list"):
         shards.expand("x.tar")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{0..99999999999}.tar", "{0..-9999999}.tar", "{0..9}" * 7 + ".tar", "{a,b}{0..999999..1}.tar"]
+)
+def test_a_pattern_of_more_names_than_there_are_shards_is_not_written_out(pattern):
+    with pytest.raises(InputError, match=r"stands for more than 1,048,576 shards$"):
+        shards.expand([pattern])
+
+
+def test_a_large_pattern_is_taken():
+    assert len(shards.expand(["s3://b/{000000..099999}-{a,b}.tar"])) == 200_000

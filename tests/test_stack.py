@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 from hub_server import client_environment
 from hub_state import WRITE, Hub
 from PIL import Image
+from prefect import flow, get_client
+from prefect.settings import PREFECT_API_URL
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "infra"))
@@ -87,6 +91,24 @@ def test_a_schedule_fires_its_run_is_published_and_everything_stops(
         with Image.open(pictures / f"{name}.png") as shot:
             page = shot.convert("L").crop((300, 0, 1400, 600))
             assert shot.width == 1400 and (page.getextrema()[1] or 0) > 240, "not there yet, or still fading in"
+
+
+def test_a_scheduled_run_is_listed_though_no_scheduler_looks_in_time(prefect_server: None, tmp_path: Path) -> None:
+    """The tests' server has none at all, and the folder's deployment ran before."""
+
+    @flow
+    def distill_dataset() -> None:
+        """What the deployment is of."""
+
+    with get_client(sync_client=True) as client:
+        deployed = client.create_deployment(client.create_flow(distill_dataset), name="late")
+        client.create_flow_run_from_deployment(deployed)
+        port = int(str(PREFECT_API_URL.value()).rpartition(":")[2].removesuffix("/api"))
+        begun = datetime.now(UTC)
+        run = client.read_flow_run(UUID(stack.schedule(stack.Stack(tmp_path, {"prefect": port}, ""), "late")))
+    assert run.deployment_id == deployed and run.created_by and run.created_by.type == "SCHEDULE"
+    assert run.state and run.state.is_scheduled() and run.expected_start_time
+    assert timedelta() < run.expected_start_time - begun <= timedelta(minutes=1)
 
 
 def test_a_stack_that_is_terminated_while_it_starts_leaves_nothing(folder: Path) -> None:
