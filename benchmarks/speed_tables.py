@@ -145,4 +145,22 @@ def taught(results: Results) -> str:
     return "\n".join(parts)
 
 
-TABLES = recovery, taught, quickstart, engines, stream, growth
+def together(results: Results) -> str:
+    """Markdown: seconds of a step of several students, one after another and together."""
+    parts = []
+    for found in of(results, "together"):
+        ways = list(found["rows"][0]["seconds_a_step"])
+        parts += ["", f"| seconds of a step of {found['students']} students | batch | {' | '.join(ways)} |"]
+        parts.append("|---|---:|" + "---:|" * len(ways))
+        for row in found["rows"]:
+            cells = " | ".join(f"{row['seconds_a_step'][way]:.3f}" for way in ways)
+            parts.append(f"| {row['architecture']} | {row['batch']} | {cells} |")
+        told = (
+            f"At {found['side']} px on one thread; stacked students are one network of grouped convolutions. The "
+            f"{found['processes']} processes have a core each, and students all the time."
+        )
+        parts += ["", told, f"`{found['command']}` on {found['machine']}.", ""]
+    return "\n".join(parts)
+
+
+TABLES = recovery, taught, together, quickstart, engines, stream, growth

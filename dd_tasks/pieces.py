@@ -37,10 +37,10 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSED)
 
 
-def sparing(make: Callable[[int | None], R], whole: int, what: str, remedy: str) -> R:
-    """`make(None)`; where memory runs out `make(size)` instead, for as many of `whole` at once as half of that, a
-    quarter, and so on. ShortOfMemory where even one at a time is too much."""
-    size: int | None = None
+def sparing(make: Callable[[int | None], R], whole: int, what: str, remedy: str, begin: int | None = None) -> R:
+    """`make(begin)`, which is None for all at once; where memory runs out `make(size)` instead, for as many of `whole`
+    at once as half of that, a quarter, and so on. ShortOfMemory where even one at a time is too much."""
+    size = begin
     while True:
         try:
             return make(size)

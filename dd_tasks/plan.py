@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, takewhile
 from math import ceil, e, log2, pi, sqrt
-from typing import Any
 
 from dd_tasks.anatomy import anatomy
 from dd_tasks.claims import ORDINARY_UPDATES
@@ -21,7 +20,7 @@ from dd_tasks.job import Job
 from dd_tasks.label import Labeller, Relabel
 from dd_tasks.learners import Learner, Learners
 from dd_tasks.recipe import Ballot, alone, voters_in
-from dd_tasks.schedule import Tiles
+from dd_tasks.schedule import views_each
 from dd_tasks.students import StudentRecipe
 from dd_tasks.voters import Everyone, One, Voters
 from schemas.plan import Work
@@ -221,7 +220,7 @@ def _judged(job: Job, stage: str, ballot: Ballot) -> Iterator[Work]:
     phases = job.recipe.schedule.phases
     early, views_T = (
         any(phase.viewer.may_finish for phase in phases),
-        [_views(p.viewer) for p in phases for _ in range(p.steps)],
+        [views_each(p.viewer) for p in phases for _ in range(p.steps)],
     )
     for architecture, steps in _seats(ballot.voters, job.observers, len(views_T)):
         views = max(views_T, default=1)
@@ -231,11 +230,6 @@ def _judged(job: Job, stage: str, ballot: Ballot) -> Iterator[Work]:
             architecture=architecture, terms=terms_of(ballot), batch=min(job.panel, job.images) * views, at_most=early,
             parts=job.panels,
         )  # fmt: skip
-
-
-def _views(viewer: Any) -> int:
-    """Views that a step has of every image."""
-    return viewer.factor**2 if isinstance(viewer, Tiles) else 1
 
 
 def terms_of(ballot: Ballot) -> str:

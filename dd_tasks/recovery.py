@@ -12,7 +12,9 @@ from dd_tasks.errors import NumericalError
 from dd_tasks.label import Labeller, Relabel
 from dd_tasks.numerics import Unsound, says
 from dd_tasks.pieces import in_pieces, sparing
+from dd_tasks.probe import fitting
 from dd_tasks.recipe import Recipe
+from dd_tasks.schedule import views_each
 from dd_tasks.terms import Closure, Term
 from dd_tasks.types import Canvas, Observer, Reading, Studio, Tick, Views
 
@@ -20,35 +22,45 @@ REMEDY = "recover fewer slots together (--panel N), or look at smaller images (-
 
 
 def recover(recipe: Recipe, canvas: Canvas, studio: Studio, what: str = "recover") -> Recovered:
-    """`distill`. Where memory runs out the panel begins anew, and its observers look at fewer views at once: by
-    arithmetic the same, in floating point as near as another batch size is.
+    """`distill`. Where free memory is too little for all views of a step, or runs out, in which case the panel begins
+    anew, its observers look at fewer at once: by arithmetic the same, in floating point as near as another batch size
+    is.
 
     NumericalError naming panel, step, phase, observer and term where a loss or its gradient is not finite;
     ShortOfMemory with the remedy where even single views are too much.
     """
-    began = studio.rng.get_state()
+    began, side = studio.rng.get_state(), canvas.images_NCHW.shape[-1]
+    frozen = [ballot for ballot in recipe.ballots if not ballot.voters.needs_real]
+    terms = [term for ballot in frozen for term in ballot.terms]
+    needs = {name: any(getattr(t, f"needs_{name}") for t in terms) for name in ("moments", "patches")}
+    views = len(canvas) * max((views_each(phase.viewer) for phase in recipe.schedule.phases), default=1)
+    begin = fitting(studio, views, side, what, **needs) if frozen and recipe.schedule.steps else None
 
     def made(size: int | None) -> Recovered:
         studio.rng.set_state(began)
         return distill(recipe, canvas, in_pieces(studio, size), what)
 
-    frozen = any(not ballot.voters.needs_real for ballot in recipe.ballots)
     try:
-        return sparing(made, len(canvas) if frozen else 1, what, REMEDY)
+        return sparing(made, views if frozen else 1, what, REMEDY, begin)
     except Unsound as found:
         studio.rng.set_state(began)
-        raise NumericalError(f"{what}: {_diagnosis(found, recipe, canvas, studio)}") from None
+        raise NumericalError(f"{what}: {_diagnosis(found, recipe, canvas, in_pieces(studio, begin))}") from None
 
 
 def relabel(labeller: Labeller, canvas: Canvas, studio: Studio, what: str = "relabel") -> Views:
-    """The labeller's views. Where memory runs out it begins anew, and its observers look at fewer at once."""
-    began = studio.rng.get_state()
+    """The labeller's views. Where free memory is too little for a batch of them, or runs out, in which case it begins
+    anew, its observers look at fewer at once."""
+    began, side = studio.rng.get_state(), canvas.images_NCHW.shape[-1]
+    views, begin = Relabel().batch, None
+    if isinstance(labeller, Relabel) and not labeller.batch_statistics:
+        views = labeller.together(len(canvas))
+        begin = fitting(studio, views, side, what, gradient=False)
 
     def made(size: int | None) -> Views:
         studio.rng.set_state(began)
         return labeller.label(canvas, in_pieces(studio, size))
 
-    return sparing(made, Relabel().batch, what, SMALLER)
+    return sparing(made, views, what, SMALLER, begin)
 
 
 def _diagnosis(found: Unsound, recipe: Recipe, canvas: Canvas, studio: Studio) -> str:

@@ -128,6 +128,11 @@ class Tiles:
         return memory
 
 
+def views_each(viewer: object) -> int:
+    """Views that a step has of every image."""
+    return viewer.factor**2 if isinstance(viewer, Tiles) else 1
+
+
 @dataclass(frozen=True)
 class Revisit:
     """Exploitation: an image draws one of its remembered crops with probability softmax(hardness); afterwards the

@@ -39,7 +39,7 @@ RANKS = (
         "pieces",
     ),
     ("sources",),
-    ("shards", "store", "voters", "nearness", "compact", "exact", "changelog", "anatomy", "extents"),
+    ("shards", "store", "voters", "nearness", "compact", "exact", "changelog", "anatomy", "extents", "probe"),
     ("codec", "garbage", "rates", "jpegs", "initialise", "terms", "schedule", "label", "committee", "packing"),
     ("card", "learners", "guides", "sound"),
     ("croissant", "report", "recipe", "students", "opinions"),

@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 
 def test_a_panel_and_labels_in_less_memory_than_they_want_are_the_same() -> None:
     """A real shortage: the process has lowered its own limit."""
-    command = [sys.executable, HERE / "short_of_memory.py", "90"]
+    command = [sys.executable, HERE / "short_of_memory.py", "90", "unforeseen"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
