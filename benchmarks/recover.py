@@ -1,9 +1,9 @@
 """Recovery beside the plain loop, in one process: `python -m benchmarks.recover --data DIR [--device cuda]`.
 
-Both run E2D's two phases on the same real images under the same observers, briefly trained, with losses of as many
-images together, a batch: the plain loop on one, ours on a panel of them side by side (`schedule.batch`). First the
-plain loop's crops are replayed through ours, and the pixels after 1, 2 and 3 steps must agree; then each draws its own
-and is timed, compiling apart. Written to benchmarks/results/recover[-NAME].json.
+Both run E2D's two phases on the same real images under the same observers, briefly trained or with fresh weights
+(`--fresh`), with losses of as many images together, a batch: the plain loop on one, ours on a panel of them side by
+side (`schedule.batch`). First the plain loop's crops are replayed through ours, and the pixels after 1, 2 and 3 steps
+must agree; then each draws its own and is timed, compiling apart. Written to benchmarks/results/NAME.json.
 
 Image-updates: one image through one observer, forward and back to the pixels. `peak_share`: FLOPs of the observers'
 passes a second, as plain convolutions need them, over those of a matrix product on the same device.
@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -29,17 +29,20 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from benchmarks import plain_loop  # noqa: E402
 from benchmarks.calls import keep  # noqa: E402
 from dd_tasks import committee, shards  # noqa: E402
-from dd_tasks.committee import Observer, ObserverRecipe  # noqa: E402
+from dd_tasks.committee import Observer, ObserverRecipe, seeded  # noqa: E402
 from dd_tasks.distill import Recovered, distill  # noqa: E402
+from dd_tasks.feeds import Feed  # noqa: E402
 from dd_tasks.memory import peak_memory  # noqa: E402
-from dd_tasks.networks import Shape  # noqa: E402
+from dd_tasks.networks import Shape, build  # noqa: E402
 from dd_tasks.presets import e2d  # noqa: E402
 from dd_tasks.schedule import Chosen, Phase  # noqa: E402
+from dd_tasks.statistics import LayerStatistics, measure  # noqa: E402
 from dd_tasks.types import Canvas, CropMemory, Crops, Studio  # noqa: E402
 from flows.workspace import machine  # noqa: E402
 
 FIRST_STEPS = (1, 2, 3)
 TOLERANCE = 1e-5  # of pixels in [0, 1]
+SOME = 200  # images that the statistics of fresh weights are taken of
 PRODUCT = 2048  # rows and columns of the matrix product that is the device's peak
 
 
@@ -200,58 +203,98 @@ def measured(bench: Bench, steps: tuple[int, int], repeats: int) -> dict[str, An
                 found[way].append(work() / (clock(device) - start))
             most[way] = memory()
     rates = {way: round(median(each), 1) for way, each in found.items()}
+    each = [round(ours / plain, 2) for ours, plain in zip(found["ours"], found["plain"], strict=True)]
     return {
-        "image_updates_a_second": rates, "ratio": round(rates["ours"] / rates["plain"], 2),
+        "image_updates_a_second": rates, "ratio": round(rates["ours"] / rates["plain"], 2), "ratio_each": each,
         "ratio_not_compiled": round(rates["not_compiled"] / rates["plain"], 2), "warm_up_seconds": round(warm, 1),
         "peak_memory_bytes": {"ours": most["ours"], "plain": most["plain"]}, "steps": sum(steps), "repeats": repeats,
     }  # fmt: skip
 
 
-def seated(arguments: argparse.Namespace, device: torch.device) -> tuple[tuple[Observer, ...], Shape, shards.Feed]:
-    """The committee, one epoch old, and the real images."""
-    source = shards.open_source((f"{arguments.data}/cifar10-train-0000.tar",), quarantine=shards.Quarantine())
-    shape = Shape(len(source.index.classes), arguments.side, source.index.mean, source.index.std)
-    feed = shards.feed(source, side=arguments.side, quarantine=shards.Quarantine())
+@dataclass(frozen=True)
+class Case:
+    """What is measured: side, committee, images in a batch."""
+
+    side: int
+    committee: str
+    batch: int
+
+    @classmethod
+    def of(cls, said: str) -> "Case":
+        side, name, batch = said.split(":")
+        if name not in committee.COMMITTEES:
+            raise ValueError(f"committee {name!r} is none of {', '.join(committee.COMMITTEES)}")
+        return cls(int(side), name, int(batch))
+
+
+def seated(case: Case, data: str, device: torch.device, *, fresh: bool) -> tuple[tuple[Observer, ...], Shape, Feed]:
+    """The committee, one epoch old or with fresh weights, and the real images."""
+    source = shards.open_source((f"{data}/cifar10-train-0000.tar",), quarantine=shards.Quarantine())
+    shape = Shape(len(source.index.classes), case.side, source.index.mean, source.index.std)
+    feed = shards.feed(source, side=case.side, quarantine=shards.Quarantine())
     observers = []
-    for recipe in committee.COMMITTEES[arguments.committee]:
+    for recipe in committee.COMMITTEES[case.committee]:
         assert isinstance(recipe, ObserverRecipe)
-        made = committee.train(replace(recipe, epochs=1), shape, feed, feed, device=device)
-        net: nn.Module = committee.restore(recipe.architecture, made.weights, shape, device).eval()
-        statistics = committee.statistics(net, feed, shape.classes, device)
-        observers.append(Observer(recipe.name, net, statistics))
+        if fresh:
+            net = seeded(lambda name=recipe.architecture: build(name, shape), recipe.seed).to(device)
+        else:
+            made = committee.train(replace(recipe, epochs=1), shape, feed, feed, device=device)
+            net = committee.restore(recipe.architecture, made.weights, shape, device)
+        observers.append(Observer(recipe.name, net.eval(), statistics_of(net.eval(), feed, shape, device, fresh=fresh)))
     return tuple(observers), shape, feed
+
+
+def statistics_of(
+    net: nn.Module, feed: Feed, shape: Shape, device: torch.device, *, fresh: bool
+) -> tuple[LayerStatistics, ...]:
+    """Over all images; of fresh weights over some, which cost the same to match."""
+    if not fresh:
+        return committee.statistics(net, feed, shape.classes, device)
+    some = next(iter(feed.batches(SOME, seed=0)))
+    return measure(net, [(some.images_NCHW.to(device).float() / 255, some.labels_N)], shape.classes)[0]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", required=True, help="folder of the CIFAR-10 shards")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--side", type=int, default=32)
-    options.add_argument("--committee", default="small", choices=list(committee.COMMITTEES))
-    options.add_argument("--batch", type=int, nargs="+", default=[10, 100])
+    options.add_argument(
+        "--cases", type=Case.of, nargs="+", default=[Case(32, "small", 10), Case(32, "small", 100)],
+        metavar="SIDE:COMMITTEE:BATCH",
+    )  # fmt: skip
     options.add_argument("--panel", type=int, default=100, help="images of ours side by side, at least a batch")
     options.add_argument("--steps", type=int, nargs=2, default=[42, 18], metavar=("EXPLORE", "EXPLOIT"))
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--fresh", action="store_true", help="observers with fresh weights: as fast, at once")
     options.add_argument("--name", default="recover")
     arguments = options.parse_args()
     device = torch.device(arguments.device)
-    observers, shape, feed = seated(arguments, device)
-    each, most = flops(observers, shape, device), peak(device)
-    rows = []
-    for size in arguments.batch:
-        images = max(size, arguments.panel)
+    most, rows = peak(device), []
+    for case in arguments.cases:
+        observers, shape, feed = seated(case, arguments.data, device, fresh=arguments.fresh)
+        each, images = flops(observers, shape, device), max(case.batch, arguments.panel)
         real = next(iter(feed.batches(images, seed=0)))
         canvas = Canvas(real.images_NCHW, real.labels_N, ((),) * images)
-        bench = Bench(canvas, observers, shape, device, size if size < images else 0)
+        bench = Bench(canvas, observers, shape, device, case.batch if case.batch < images else 0)
         with channels_last(observers):
-            found = {"batch": size, "panel": images, **measured(bench, tuple(arguments.steps), arguments.repeats)}
+            found = {**asdict(case), "panel": images, **measured(bench, tuple(arguments.steps), arguments.repeats)}
             found["agreement"] = agreement(bench)
-        found["peak_share"] = round(each * found["image_updates_a_second"]["ours"] / most, 3)
+        found |= {"flops": each, "peak_share": round(each * found["image_updates_a_second"]["ours"] / most, 3)}
         print(found, flush=True)
         rows.append(found)
-    common = {"side": arguments.side, "committee": arguments.committee, "flops": each, "matrix_product_flops": most}
-    command = f"python -m benchmarks.recover --data CIFAR10 --batch {' '.join(map(str, arguments.batch))}"
-    keep(arguments.name, {"machine": machine(), "command": command, **common, "rows": rows})
+        keep(arguments.name, {
+            "machine": machine(), "command": called(arguments), "fresh": arguments.fresh,
+            "matrix_product_flops": most, "rows": rows,
+        })  # fmt: skip
+
+
+def called(arguments: argparse.Namespace) -> str:
+    """The command, without the paths of this machine."""
+    cases = " ".join(f"{case.side}:{case.committee}:{case.batch}" for case in arguments.cases)
+    steps = " ".join(map(str, arguments.steps))
+    told = f"--cases {cases} --panel {arguments.panel} --steps {steps} --repeats {arguments.repeats}"
+    more = (" --fresh" if arguments.fresh else "") + (f" --device {arguments.device}" * (arguments.device != "cpu"))
+    return f"python -m benchmarks.recover --data CIFAR10 {told}{more}"
 
 
 if __name__ == "__main__":

@@ -13,21 +13,20 @@ def of(results: Results, benchmark: str) -> Iterator[dict[str, Any]]:
 
 
 def recovery(results: Results) -> str:
-    """Markdown: image-updates a second of ours and of the plain loop, by images in a batch."""
+    """Markdown: image-updates a second of ours and of the plain loop, by size, committee and images in a batch."""
     parts = []
-    for found in of(results, "recover"):
+    for found in (one for name in ("recover", "recover-sizes") for one in of(results, name)):
         parts += [
             "",
-            f"Image-updates a second at {found['side']} px, committee `{found['committee']}`:",
-            "",
-            "| images in a batch | plainly | ours | times as many | not compiled | seconds of compiling "
-            "| of a matrix product's FLOPs | peak memory, plainly, ours |",
-            "|---:|---:|---:|---:|---:|---:|---:|---|",
+            "| image-updates a second | images in a batch | plainly | ours | times as many | each run | not compiled "
+            "| seconds of compiling | of a matrix product's FLOPs | peak memory, plainly, ours |",
+            "|---|---:|---:|---:|---:|---|---:|---:|---:|---|",
         ]
         for row in found["rows"]:
             rates, memory = row["image_updates_a_second"], row["peak_memory_bytes"]
             parts.append(
-                f"| {row['batch']} | {rates['plain']:,.0f} | {rates['ours']:,.0f} | {row['ratio']:.2f} "
+                f"| {row['side']} px, `{row['committee']}` | {row['batch']} | {rates['plain']:,.4g} "
+                f"| {rates['ours']:,.4g} | {row['ratio']:.2f} | {', '.join(map(str, row['ratio_each']))} "
                 f"| {row['ratio_not_compiled']:.2f} | {row['warm_up_seconds']:.0f} | {row['peak_share']:.0%} "
                 f"| {size(memory['plain'])}, {size(memory['ours'])} |"
             )

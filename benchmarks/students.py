@@ -163,12 +163,14 @@ def main() -> None:
     options = parser(__doc__, "runs/students")
     options.add_argument("--way", choices=("ours", "plain"), nargs="+", default=["ours", "plain"])
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    options.add_argument("--observer-epochs", type=int, help="default: as many as the committee's recipe has")
     arguments = options.parse_args()
     keep_freed_memory()
     console.start()
     spec = RunSpec(
         preset="e2d", shards=(f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",), ipc=arguments.ipc,
         test=(f"{arguments.data}/cifar10-test-{{0000..0001}}.tar",), committee="small", students=(arguments.student,),
+        set={"observers.epochs": str(arguments.observer_epochs)} if arguments.observer_epochs else {},
     )  # fmt: skip
     settings = Settings(store=arguments.store)
     run, data, canvas, studio = begin(spec, settings)
@@ -181,7 +183,10 @@ def main() -> None:
         bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data, test)
         known = {name: value for name, value in found.get(way, {}).items() if name != "seeds"}
         found = joined(found, way, measured(bench, run.recipe.labeller, way, arguments.seeds, known))
-        keep("students", found | {"command": "python -m benchmarks.students --data CIFAR10", "machine": machine()})
+        command = "python -m benchmarks.students --data CIFAR10"
+        if arguments.observer_epochs:
+            command += f" --observer-epochs {arguments.observer_epochs}"
+        keep("students", found | {"command": command, "machine": machine()})
 
 
 if __name__ == "__main__":
