@@ -170,6 +170,7 @@ def main() -> None:
     spec = RunSpec(
         preset="e2d", shards=(f"{arguments.data}/cifar10-train-{{0000..0009}}.tar",), ipc=arguments.ipc,
         test=(f"{arguments.data}/cifar10-test-{{0000..0001}}.tar",), committee="small", students=(arguments.student,),
+        codec="exact",
         set={"observers.epochs": str(arguments.observer_epochs)} if arguments.observer_epochs else {},
     )  # fmt: skip
     settings = Settings(store=arguments.store)

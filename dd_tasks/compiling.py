@@ -6,7 +6,7 @@ import shutil
 import torch
 from torch import nn
 
-from dd_tasks.winograd import quick
+from dd_tasks.lean import quick
 
 WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
 
@@ -30,5 +30,5 @@ def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
 
 
 def thrifty(net: nn.Module, images: int, side: int) -> nn.Module:
-    """The same network, by the same weights, with fewer multiplications: on a processor, where that is worth it."""
+    """The same network, by the same weights, in quicker operations: on a processor, where that is worth it."""
     return quick(net) if worth_compiling(images, side) else net

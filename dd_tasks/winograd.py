@@ -7,10 +7,8 @@ the largest output. Deterministic. GPUs have kernels of their own for this.
 Shape letters: N images, C and O channels in and out, H x W pixels, T tiles of 4 x 4 pixels, 36 = 6 x 6.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -254,15 +252,6 @@ class Frozen(nn.Module):
             return self.like(images_NCHW)
         made_NOHW = convolve_frozen(images_NCHW, self.there_36CO, self.back_36OC)
         return made_NOHW if self.like.bias is None else made_NOHW + self.like.bias[:, None, None]
-
-
-def quick(net: nn.Module) -> nn.Module:
-    """The same network, by the same weights and buffers, whose wide 3x3 convolutions are done this way."""
-    made = copy.deepcopy(net, {id(t): t for t in chain(net.parameters(), net.buffers())})
-    for path, module in list(made.named_modules()):
-        if isinstance(module, nn.Conv2d) and is_wide(module):
-            made.set_submodule(path, Convolution(module))
-    return made
 
 
 def is_wide(conv: nn.Conv2d, channels: int = CHANNELS) -> bool:

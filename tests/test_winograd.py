@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks import winograd
+from dd_tasks.lean import quick
 from dd_tasks.networks import Shape, build
 
 
@@ -49,12 +50,12 @@ def test_a_gradient_that_nobody_asks_for_is_not_made():
 @pytest.mark.parametrize("architecture", ["convnet3", "convnet3_bn_w128"])
 def test_a_quick_network_is_the_same_by_the_same_weights(architecture):
     net = build(architecture, Shape(tiny.CLASSES, tiny.SIDE))
-    quick, other = winograd.quick(net), copy.deepcopy(net)
-    kinds = [type(module) for module in quick.modules() if isinstance(module, nn.Conv2d | winograd.Convolution)]
-    assert kinds.count(winograd.Convolution) == 2
-    assert {id(p) for p in quick.parameters()} == {id(p) for p in net.parameters()}
+    twin, other = quick(net), copy.deepcopy(net)
+    kinds = [type(module) for module in twin.modules() if isinstance(module, nn.Conv2d | winograd.Convolution)]
+    assert kinds.count(winograd.Convolution) == 2 and not any(isinstance(m, nn.AvgPool2d) for m in twin.modules())
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
     pixels_NCSS = tiny.pixels(4)
-    for made in (quick, other):
+    for made in (twin, other):
         made.train()(pixels_NCSS).square().sum().backward()
     for one, expected in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one.grad, expected.grad, rtol=1e-3, atol=1e-3)
@@ -75,8 +76,8 @@ def test_a_quick_network_is_the_same_by_the_same_weights(architecture):
     ],
 )
 def test_other_convolutions_stay(conv):
-    quick = winograd.quick(nn.Sequential(conv))
-    assert isinstance(quick[0], nn.Conv2d)
+    twin = quick(nn.Sequential(conv))
+    assert isinstance(twin[0], nn.Conv2d)
 
 
 @pytest.mark.parametrize(("images", "side", "quick"), [(10, 8, True), (9, 8, False), (40, 10, False)])
