@@ -240,7 +240,8 @@ def seated(case: Case, data: str, device: torch.device, *, fresh: bool) -> tuple
         else:
             made = committee.train(replace(recipe, epochs=1), shape, feed, feed, device=device)
             net = committee.restore(recipe.architecture, made.weights, shape, device)
-        observers.append(Observer(recipe.name, net.eval(), statistics_of(net.eval(), feed, shape, device, fresh=fresh)))
+        net.eval()
+        observers.append(Observer(recipe.name, net, statistics_of(net, feed, shape, device, fresh=fresh)))
     return tuple(observers), shape, feed
 
 

@@ -65,11 +65,7 @@ class Folder:
         except ImportError as error:  # of a protocol whose package is missing
             hint = " (pip install 'retort[s3]')" if protocol in S3 else ""
             raise InputError(f"store {url}: {error}{hint}") from None
-        except (
-            ValueError,
-            TypeError,
-            NotImplementedError,
-        ) as error:  # of a protocol that nobody knows, or none for this
+        except (ValueError, TypeError, NotImplementedError) as error:  # a protocol unknown, or none for this
             raise InputError(f"store {url}: {error}") from None
         self.atomic, self.local = protocol in ATOMIC, isinstance(self.fs, LocalFileSystem)
         self._failures: tuple[type[Exception], ...] = () if self.local else (OSError, ValueError, NotImplementedError)
