@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from multiprocessing.process import BaseProcess
@@ -77,12 +78,15 @@ class Life:
 
     def moment(self, rng: random.Random) -> Moment:
         """At random: evenly over the seconds, or over the kinds of stages."""
-        places = range(len(self.spans))
         if rng.random() < 0.5:
-            place = rng.choices(places, self.spans)[0]
-        else:
-            kind = rng.choice(sorted(set(self.kinds)))
-            place = rng.choice([place for place in places if self.kinds[place] == kind])
+            return self._moment(rng.choices(range(len(self.spans)), self.spans)[0], rng)
+        return self.moment_in(rng.choice(sorted(set(self.kinds))), rng)
+
+    def moment_in(self, kind: str, rng: random.Random) -> Moment:
+        """At random in a kind of stage."""
+        return self._moment(rng.choice([place for place, each in enumerate(self.kinds) if each == kind]), rng)
+
+    def _moment(self, place: int, rng: random.Random) -> Moment:
         after = self.results[place - 1] if place else None
         return Moment(after, rng.random() * self.spans[place], rng.random() < WRITING)
 
@@ -156,13 +160,15 @@ class Bench:
         spans = tuple(after - before for before, after in pairwise(times))
         return Life(tuple(seen), spans, checksums(folder / "dataset"))
 
-    def trial(self, seed: int, kills: int) -> Trial:
-        """A run in a folder of its own, killed so often at moments that the seed draws, and then left to complete."""
+    def trial(self, seed: int, kills: Sequence[str | None]) -> Trial:
+        """A run in a folder of its own, killed once for each of these kinds of stages, or in any, at moments that the
+        seed draws, and then left to complete."""
         rng, folder = random.Random(seed), self.folder / f"trial-{seed}"
         folder.mkdir()
         if seed % 2:
             shutil.copytree(self.earlier, folder / "dataset")
-        starts = [self._start(folder, self.life.moment(rng)) for _ in range(kills)]
+        moments = [self.life.moment_in(kind, rng) if kind else self.life.moment(rng) for kind in kills]
+        starts = [self._start(folder, moment) for moment in moments]
         starts.append(last := self._start(folder, None))
         last.wrong += [f"left beside it: {path.name}" for path in folder.iterdir() if path.name.startswith(".")]
         if last.stage or last.artifact != "new":
@@ -318,7 +324,8 @@ def main() -> None:
         about = {"machine": machine(), "command": command, "undisturbed_seconds": round(sum(bench.life.spans), 1)}
         while (left := arguments.kills - kept["kills"]) > 0 and time.monotonic() - begun < 60 * arguments.minutes:
             seed = len(rows)
-            rows.append(row(seed, bench.trial(seed, min(random.Random(-seed).randint(1, 4), left))))
+            kills = min(random.Random(-seed).randint(1, 4), left)
+            rows.append(row(seed, bench.trial(seed, [None] * kills)))
             kept = summary(rows)
             print(f"{kept['kills']} kills, {kept['completed_with_the_same_bytes']} runs", *kept["wrong"], flush=True)
     keep("kills", {**about, **summary(rows), "rows": rows})

@@ -12,7 +12,9 @@ from benchmarks.kills import DONE, Bench, checksums, half_written, row, summary,
 
 pytestmark = pytest.mark.long
 
-KILLS = (4, 3, 3)  # of the runs, by their seeds
+# Of the runs, by their seeds: the stages in which a kill comes, or any. Where a machine is slower than while the run's
+# life was taken, more of them come in the stages before; where it is faster, one may come after the run's end.
+KILLS = (("panel", "score", None, None), ("observer", "panel", None), ("panel", "canvas", None))
 Rows = list[dict[str, Any]]
 
 
@@ -24,8 +26,8 @@ def found(bench: Bench) -> Rows:
 def test_whatever_moment_a_run_is_killed_at_nothing_is_half_written(found: Rows) -> None:
     made = summary(found)
     assert made["wrong"] == []
-    assert 5 <= made["kills"] <= sum(KILLS)  # where the machine is busy with others, one may come after the end
-    assert len(made["stages"]) > 2 and {"none", "earlier"} <= set(made["artifact_after_a_kill"])
+    assert 5 <= made["kills"] <= sum(map(len, KILLS)) and len(made["stages"]) > 2
+    assert {"none", "earlier"} <= set(made["artifact_after_a_kill"])
 
 
 def test_a_killed_run_completes_with_the_bytes_of_an_undisturbed_one(found: Rows) -> None:
