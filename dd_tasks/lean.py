@@ -98,7 +98,7 @@ def lean(net: nn.Module) -> nn.Module:
             twin.set_submodule(path, Scaled(module))
         elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and _halves(module):
             twin.set_submodule(path, Halved() if isinstance(module, nn.MaxPool2d) else Averaged())
-        elif isinstance(module, nn.Conv2d) and winograd.is_wide(module, winograd.FROZEN):
+        elif isinstance(module, nn.Conv2d) and winograd.is_wide(module):
             twin.set_submodule(path, winograd.Frozen(module))
         elif isinstance(module, nn.Conv2d) and winograd.is_plain(module) and module.in_channels <= FEW:
             twin.set_submodule(path, Stem(module))

@@ -222,7 +222,7 @@ def recover_panel(
         shape = data.shape
         judged |= {"seats": [ref.digest for ref in by], "scale": [shape.classes, shape.mean, shape.std]}
     place, what = [panel.start, panel.stop, panel.seed], f"panel {panel.index} (slots {panel.start}..{panel.stop - 1})"
-    ref = Ref("panel", identity("recover", 7, **judged, first=panel.begun or first.digest, panel=place))
+    ref = Ref("panel", identity("recover", 8, **judged, first=panel.begun or first.digest, panel=place))
 
     def make() -> Made:
         canvas = get_canvas(first, settings, slice(panel.start, panel.stop))
@@ -306,7 +306,7 @@ def train_student(
     recipe: students.StudentRecipe, canvas: Ref, views: Ref, data: Data, seed: int, settings: Settings, what: str
 ) -> Ref:
     inputs = {"canvas": canvas.digest, "views": views.digest, "data": data.digest, "seed": seed}
-    ref = Ref("score", identity("student", 5, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    ref = Ref("score", identity("student", 6, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)
@@ -372,7 +372,7 @@ def train_ordinarily(
     """A student of real images with their classes, as one would train it without us (`students.ordinary`)."""
     labeller = OneHot(epochs=recipe.epochs, scale=students.ORDINARY_CROPS, flip=flip)
     inputs = {"canvas": canvas.digest, "data": data.digest, "labeller": labeller, "seed": seed}
-    ref = Ref("score", identity("ordinary", 4, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    ref = Ref("score", identity("ordinary", 5, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)

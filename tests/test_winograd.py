@@ -9,26 +9,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks import winograd
+from dd_tasks.compiling import has_compiler
 from dd_tasks.lean import quick
 from dd_tasks.networks import Shape, build
 
 
 @pytest.fixture(autouse=True)
-def eager(monkeypatch):
-    """Compiling the transforms changes their speed alone."""
-    monkeypatch.setattr(winograd, "_compiled", lambda function: function)
+def there():
+    """Without a compiler all convolutions would be plain ones."""
+    if not has_compiler():
+        pytest.skip("no C++ compiler")
+    assert winograd.kernels() is not None
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("cached", [1, 3000, 2**20])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("n", "inner", "outer", "height", "width"), [(5, 3, 7, 4, 8), (6, 8, 2, 8, 8), (1, 1, 1, 12, 4)]
+    ("n", "inner", "outer", "height", "width"),
+    [(5, 16, 48, 4, 8), (6, 96, 16, 8, 8), (1, 32, 112, 12, 4), (90, 64, 64, 16, 16), (3, 16, 16, 4, 4)],
 )
-def test_it_and_its_gradients_are_those_of_the_convolution(monkeypatch, cached, n, inner, outer, height, width):
-    monkeypatch.setattr(winograd, "CACHED", cached)
+def test_it_and_its_gradients_are_those_of_the_convolution(threads, n, inner, outer, height, width):
+    torch.set_num_threads(threads)
     rng = tiny.generator()
     images = torch.randn(n, inner, height, width, generator=rng, requires_grad=True)
     weight = torch.randn(outer, inner, 3, 3, generator=rng, requires_grad=True)
@@ -41,8 +48,40 @@ def test_it_and_its_gradients_are_those_of_the_convolution(monkeypatch, cached, 
         close(one, other)
 
 
+def test_all_numbers_are_the_same_with_any_number_of_threads():
+    rng = tiny.generator()
+    images = torch.randn(37, 32, 8, 8, generator=rng, requires_grad=True)
+    weight = torch.randn(48, 32, 3, 3, generator=rng, requires_grad=True)
+    made = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        pixels = winograd.convolve(images, weight)
+        made.append((pixels, *torch.autograd.grad(pixels.square().sum(), (images, weight))))
+    assert all(torch.equal(*pair) for other in made[1:] for pair in zip(made[0], other, strict=True))
+
+
+def test_no_images_are_no_images():
+    images, weight = torch.zeros(0, 16, 8, 8, requires_grad=True), torch.ones(16, 16, 3, 3, requires_grad=True)
+    made = winograd.convolve(images, weight)
+    made.sum().backward()
+    assert made.shape == (0, 16, 8, 8) and not weight.grad.any()
+
+
+def test_without_what_builds_it_networks_stay_as_they_are(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    monkeypatch.setattr(winograd, "SOURCE", winograd.SOURCE.read_text() + "// another one, which nobody has built")
+    winograd.kernels.cache_clear()
+    try:
+        with caplog.at_level("DEBUG", "dd_tasks.winograd"):
+            twin = quick(build("convnet3", Shape(tiny.CLASSES, tiny.SIDE)))
+    finally:
+        winograd.kernels.cache_clear()
+    assert not any(isinstance(module, winograd.Convolution) for module in twin.modules())
+    assert "convolutions stay as they are" in caplog.text
+
+
 def test_a_gradient_that_nobody_asks_for_is_not_made():
-    images, weight = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 3, 3, requires_grad=True)
+    images, weight = torch.randn(2, 16, 4, 4), torch.randn(32, 16, 3, 3, requires_grad=True)
     winograd.convolve(images, weight).sum().backward()
     assert images.grad is None and weight.grad is not None
 
@@ -72,6 +111,7 @@ def test_a_quick_network_is_the_same_by_the_same_weights(architecture):
         nn.Conv2d(128, 128, 3, padding=1, groups=2),
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(128, 63, 3, padding=1),
+        nn.Conv2d(3, 128, 3, padding=1),
         nn.Conv2d(128, 128, 3, padding=1, device="meta"),  # as on a GPU
     ],
 )
@@ -80,13 +120,13 @@ def test_other_convolutions_stay(conv):
     assert isinstance(twin[0], nn.Conv2d)
 
 
-@pytest.mark.parametrize(("images", "side", "quick"), [(10, 8, True), (9, 8, False), (40, 10, False)])
+@pytest.mark.parametrize(("images", "side", "quick"), [(3, 8, True), (2, 8, False), (40, 10, False)])
 def test_frozen_weights_convolve_the_same_and_pass_the_gradient_on(monkeypatch, images, side, quick):
     asked: list[int] = []
     by_tiles = winograd._by_tiles
     monkeypatch.setattr(winograd, "_by_tiles", lambda *args: (asked.append(1), by_tiles(*args))[1])
-    conv = nn.Conv2d(5, 6, 3, padding=1).requires_grad_(False)
-    pixels = torch.randn(images, 5, side, side, generator=tiny.generator(), requires_grad=True)
+    conv = nn.Conv2d(16, 32, 3, padding=1).requires_grad_(False)
+    pixels = torch.randn(images, 16, side, side, generator=tiny.generator(), requires_grad=True)
     found, expected = winograd.Frozen(conv)(pixels), conv(pixels)
     close(found, expected)
     slopes = [torch.autograd.grad(made.square().sum(), pixels)[0] for made in (found, expected)]
@@ -95,6 +135,6 @@ def test_frozen_weights_convolve_the_same_and_pass_the_gradient_on(monkeypatch, 
 
 
 def test_images_of_other_sides_are_convolved_as_ever():
-    conv = nn.Conv2d(2, 3, 3, padding=1)
-    images = torch.randn(2, 2, 6, 8)
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    images = torch.randn(2, 16, 6, 8)
     assert torch.equal(winograd.Convolution(conv)(images), conv(images))
