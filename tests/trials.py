@@ -29,7 +29,7 @@ Content = dict[str, bytes]
 def fault_of(seed: int) -> Fault:
     rng = random.Random(seed)
     kind, first, span = rng.choice(KINDS), rng.randint(1, CALLS[seed % LOADED == 0]), rng.choice(SPANS)
-    return Fault(kind, first, first + span - 1, seconds=600 if span == 1 else 0.01)
+    return Fault(kind, first, first + span - 1, seconds=1.5 if span == 1 else 0.01)
 
 
 def content_of(folder: Path) -> Content:
