@@ -39,6 +39,7 @@ POOL = BUCKET = "retort"
 PREFECT = [sys.executable, "-m", "prefect"]
 PATIENCE = 120  # seconds that a server may take to answer
 GRACE = 20  # seconds that it may take to stop
+_held: list[socket.socket] = []
 WAITING, ENDS = "SCHEDULED", ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -132,9 +133,12 @@ def open_port(port: int) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """One that nobody else is given while this process lives: bound, but nobody listens, so a server can take it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((HOST, 0))
+    _held.append(held)
+    return int(held.getsockname()[1])
 
 
 def ask(stack: Stack, path: str, body: object = None) -> Any:

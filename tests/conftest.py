@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ os.environ |= {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "NO_PROXY": "*",
     "COLUMNS": "200",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1200",
 }
 for name in ("PREFECT_API_URL", "HF_TOKEN"):
     os.environ.pop(name, None)
@@ -46,12 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
 
 
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """What a test draws without a generator of its own does not depend on those before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """One Prefect server on loopback for all flow runs of the session."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=1200):
         yield
 
 

@@ -116,6 +116,6 @@ def watched(root: Path, name: str, arguments: list[object], environment: dict[st
     here = os.environ | environment | {"WATCHED": str(root / f"{name}.json")}
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, MARK, *map(str, arguments)], cwd=root / "work" / "deep", env=here,
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr

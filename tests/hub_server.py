@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -276,8 +277,12 @@ def application(hub: Hub) -> Any:
             await app(scope, receive, _unheard)
             send.__self__.transport.abort()
         elif fault.kind == "slow":
-            await asyncio.sleep(fault.seconds)
-            await app(scope, receive, send)
+            asked = [await receive()]
+            while asked[-1].get("more_body"):
+                asked.append(await receive())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(receive(), fault.seconds)  # until the client hangs up
+            await app(scope, partial(_repeated, asked, receive), send)
         else:
             headers = {"Retry-After": "1"} if fault.kind == "429" else {}
             await JSONResponse({"error": "told to fail"}, int(fault.kind), headers)(scope, receive, send)
@@ -287,6 +292,11 @@ def application(hub: Hub) -> Any:
 
 async def _unheard(_: Any) -> None:
     pass
+
+
+async def _repeated(asked: list[Any], receive: Any) -> Any:
+    """What was asked before, and then what follows it."""
+    return asked.pop(0) if asked else await receive()
 
 
 def listening() -> socket.socket:
@@ -311,7 +321,7 @@ def serving(hub: Hub, listener: socket.socket) -> Iterator[None]:
         time.sleep(0.01)
     yield
     server.should_exit = server.force_exit = True
-    thread.join(10)
+    thread.join(60)
 
 
 def client_environment(url: str, home: str) -> dict[str, str]:

@@ -86,8 +86,8 @@ class Repository:
 class Fault:
     """What happens to calls number `first` to `last`, counted from 1 when the fault is set, of those with `on` in them.
 
-    `kind`: a status (429, 500, 503), `reset` (the connection breaks while the request is sent), `slow` (an answer after
-    `seconds`), or `lost` (the call is done, its answer never comes).
+    `kind`: a status (429, 500, 503), `reset` (the connection breaks while the request is sent), `slow` (the call is
+    done after `seconds`, or as soon as the client waits no longer), or `lost` (it is done, its answer never comes).
     """
 
     kind: str

@@ -137,7 +137,7 @@ class S3:
         """Past the line and without credentials: what a test sets up or looks up behind a store's back."""
         plain = {"Content-Type": "application/octet-stream"}  # a form would be taken apart
         request = urllib.request.Request(f"http://127.0.0.1:{self.direct}{path}", data, plain, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return bytes(answer.read())
 
     def bucket(self, name: str) -> str:

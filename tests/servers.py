@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+HELD: list[socket.socket] = []
+
 
 @contextmanager
 def prefect_server(home: Path, port: int) -> Iterator[dict[str, str]]:
@@ -39,6 +41,10 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that is ours until this process ends: bound, and nobody listens. A server that takes it says so with
+    SO_REUSEADDR, as all do; nobody else is given it before that, or while the server is started again."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    HELD.append(held)
+    return int(held.getsockname()[1])

@@ -67,7 +67,7 @@ def audited(project: Path, service: str) -> tuple[int, list[str]]:
         assert not os.environ.get("CI"), "uv is missing, and CI needs it"
         pytest.skip("uv is not installed")
     command = [sys.executable, str(ROOT / "infra" / "audit.py"), "--uv", uv, "--root", str(project)]
-    done = subprocess.run([*command, "--service", service], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--service", service], capture_output=True, text=True, timeout=600)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 

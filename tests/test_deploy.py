@@ -219,7 +219,7 @@ def test_one_machine_serves_the_flows_until_it_is_told_to_stop(quick: dict[str, 
         assert [(each.schedule.cron, each.active) for each in scheduled.schedules] == [("30 4 1 1 *", True)]
         assert scheduled.parameters["spec"]["set"] == quick["set"] and scheduled.parameters["out"] == "dataset"
         serving.send_signal(signal.SIGTERM)
-        _, complaints = serving.communicate(timeout=60)
+        _, complaints = serving.communicate(timeout=600)
         assert serving.returncode == 0 and "Traceback" not in complaints, complaints
         assert of_name(client, "distill-dataset/scheduled").paused, complaints
 

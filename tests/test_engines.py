@@ -1,16 +1,14 @@
 """Engines: the same results on Ray as here, whatever dies; a panel that fails three times fails the run alone."""
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from dying import deaths, set_aside
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from torch import Tensor
 
@@ -38,6 +36,14 @@ def tables(manifest: Manifest) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith(".parquet")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def known() -> Iterator[None]:
+    """Where workers find the methods of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture(scope="module")
 def here(quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Manifest:
     """What a run in this process makes, on one thread."""
@@ -56,60 +62,36 @@ def test_ray_makes_the_same_with_any_number_of_workers(
     assert tables(made) == tables(here) and scores(made) == scores(here)
 
 
-def workers_in(stage: str) -> list[int]:
-    """Processes of this test's Ray that are in a stage."""
-    ours, found = f"PREFECT_HOME={os.environ['PREFECT_HOME']}".encode(), []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            with suppress(OSError):
-                title, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
-                if title.startswith(f"ray::{stage}".encode()) and ours in environment.split(b"\0"):
-                    found.append(int(process.name))
-    return found
+@pytest.fixture
+def dying(quick: dict[str, object]) -> dict[str, object]:
+    """The run, of a method in which the deaths of workers can be set aside."""
+    return {**quick, "preset": "dying:e2d"}
 
 
-@contextmanager
-def killing(stage: str, most: int) -> Iterator[list[int]]:
-    """Kill what is in a stage, until so many are dead."""
-    killed: list[int] = []
-    done = threading.Event()
-
-    def kill() -> None:
-        while len(killed) < most and not done.wait(0.02):
-            for process in workers_in(stage)[: most - len(killed)]:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-                    killed.append(process)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    yield killed
-    done.set()
-    killer.join()
+HOME = os.environ["PREFECT_HOME"]
 
 
 def test_a_worker_that_is_killed_has_its_panel_run_elsewhere(
-    quick: dict[str, object], here: Manifest, tmp_path: Path
+    dying: dict[str, object], here: Manifest, tmp_path: Path
 ) -> None:
-    with killing("recover_panel", most=1) as killed:
-        made = distil(quick, tmp_path, engine="ray", workers=2)
-    assert killed and tables(made) == tables(here)
+    set_aside(HOME, 1)
+    made = distil(dying, tmp_path, engine="ray", workers=2)
+    assert deaths(HOME) == [] and tables(made) == tables(here)
 
 
 def test_workers_that_always_die_fail_the_run_which_continues_later(
-    quick: dict[str, object], tmp_path: Path, prefect_server: None
+    dying: dict[str, object], tmp_path: Path, prefect_server: None
 ) -> None:
     """Of one panel: Ray takes seconds to start a worker in place of each that died."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = distil(quick, whole, panels=1, threads=1)
-    with (
-        killing("recover_panel", most=100) as dead,
-        pytest.raises(EngineError, match=r"^panel 0: its worker died 3 times: .*; .* the same command continues$"),
-    ):
-        distil(quick, killed, panels=1, engine="ray", workers=2)
-    assert len(set(dead)) == TRIES
+    undisturbed = distil(dying, whole, panels=1, threads=1)
+    set_aside(HOME, TRIES + 1)
+    with pytest.raises(EngineError, match=r"^panel 0: its worker died 3 times: .*; .* the same command continues$"):
+        distil(dying, killed, panels=1, engine="ray", workers=2)
+    assert len(deaths(HOME)) == 1
+    set_aside(HOME, 0)
     assert len(list((killed / "store" / "observer").iterdir())) == len(undisturbed.observers)
-    assert tables(distil(quick, killed, panels=1, threads=1)) == tables(undisturbed)
+    assert tables(distil(dying, killed, panels=1, threads=1)) == tables(undisturbed)
 
 
 TRIED: list[int] = []  # of every panel that failed, its first class

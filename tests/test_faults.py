@@ -38,7 +38,7 @@ def checksums(folder: Path) -> dict[str, str]:
 def whole(quick: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    _, said = start(folder, quick).communicate(timeout=300)
+    _, said = start(folder, quick).communicate(timeout=1800)
     assert "found in the store" not in said
     return folder
 
@@ -59,7 +59,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     assert finished[-1].startswith("panel 0"), finished
     assert not (tmp_path / "killed" / "dataset").exists()
 
-    _, said = start(tmp_path / "killed", quick).communicate(timeout=300)
+    _, said = start(tmp_path / "killed", quick).communicate(timeout=1800)
     for what in finished:
         assert f"{what}: found in the store" in said, (what, said)
     assert checksums(tmp_path / "killed") == checksums(whole)
@@ -83,10 +83,10 @@ def test_a_run_outlives_a_restart_of_prefects_server(tmp_path: Path, quick: dict
         until(run, "panel 0")
     time.sleep(3)
     with prefect_server(tmp_path / "home", port):
-        _, said = run.communicate(timeout=300)
+        _, said = run.communicate(timeout=1800)
         if run.returncode:
             again = start(tmp_path / "run", quick, **environment)
-            _, said = again.communicate(timeout=300)
+            _, said = again.communicate(timeout=1800)
             assert again.returncode == 0 and "panel 0 (slots 0..9): found in the store" in said
     assert checksums(tmp_path / "run") == checksums(whole)
 
@@ -95,7 +95,7 @@ def test_two_runs_of_the_same_at_a_time_make_one_artifact(
     tmp_path: Path, quick: dict[str, object], whole: Path
 ) -> None:
     both = [start(tmp_path / "run", quick, PREFECT_HOME=str(tmp_path / name)) for name in "ab"]
-    said = [run.communicate(timeout=300)[1] for run in both]
+    said = [run.communicate(timeout=1800)[1] for run in both]
     assert [run.returncode for run in both] == [0, 0], said
     for panel in ("panel 0", "panel 1"):
         assert 1 <= sum(line.startswith(panel) for one in said for line in made(one)) <= 2

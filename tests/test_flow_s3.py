@@ -2,7 +2,6 @@
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,16 +32,16 @@ def tables(manifest: Manifest) -> dict[str, str]:
 
 
 class Heard(logging.Handler):
-    """What the tasks and the store said; `call` is called at the first line that begins so."""
+    """What the tasks and the store said; each call is made at the first line that has its words."""
 
-    def __init__(self, start: str, call: Callable[[], None]) -> None:
+    def __init__(self, calls: dict[str, Callable[[], None]]) -> None:
         super().__init__()
-        self.start, self.call, self.lines = start, call, []  # type: ignore[var-annotated]
+        self.calls, self.lines = dict(calls), list[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if line.startswith(self.start) and not any(before.startswith(self.start) for before in self.lines):
-            self.call()
+        for words in [words for words in self.calls if words in line]:
+            self.calls.pop(words)()
         self.lines.append(line)
 
     @property
@@ -53,8 +52,8 @@ class Heard(logging.Handler):
 
 
 @contextmanager
-def hearing(start: str, call: Callable[[], None]) -> Iterator[Heard]:
-    heard, loggers = Heard(start, call), [logging.getLogger(name) for name in ("flows.tasks", "dd_tasks.folder")]
+def hearing(calls: dict[str, Callable[[], None]]) -> Iterator[Heard]:
+    heard, loggers = Heard(calls), [logging.getLogger(name) for name in ("flows.tasks", "dd_tasks.folder")]
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.addHandler(heard)
@@ -72,7 +71,7 @@ def test_a_run_whose_store_is_cut_off_resumes_and_ends_with_the_same_bytes(
     url = f"{s3.bucket('a-run')}/store"
 
     # A cut that outlasts the tries stops the run with a line; what it made is kept.
-    with monkeypatch.context() as impatient, hearing("panel 0", s3.line.cut) as first:
+    with monkeypatch.context() as impatient, hearing({"panel 0 (slots 0..9): made": s3.line.cut}) as first:
         impatient.setattr(stored, "Store", partial(Store, pauses=(0.1,)))
         with pytest.raises(Unreachable, match="the same command continues where this one stopped"):
             distil(quick, tmp_path / "far", url)
@@ -80,12 +79,9 @@ def test_a_run_whose_store_is_cut_off_resumes_and_ends_with_the_same_bytes(
     s3.line.restore()
     assert "panel 0 (slots 0..9)" in first.made.values() and not (tmp_path / "far").exists()
 
-    # The same command; a shorter cut is waited out.
-    def cut_a_while() -> None:
-        s3.line.cut()
-        threading.Timer(2, s3.line.restore).start()
-
-    with hearing("panel 1", cut_a_while) as second:
+    # The same command; a cut that ends while the store waits for its next try is waited out.
+    meanwhile = {"panel 1 (slots 10..19): made": s3.line.cut, "; again in ": s3.line.restore}
+    with hearing(meanwhile) as second:
         far = distil(quick, tmp_path / "far", url)
     assert [line for line in second.lines if "; again in " in line]
     assert second.made and not second.made.keys() & first.made.keys()

@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PLANTED = """
 import os, signal, sys, time
 import benchmarks.hostile
+import flows.cli
 from hypothesis import strategies as st
 from benchmarks.hostile import batches
 from benchmarks.hostile.family import Family, asked, told
 from dd_tasks.errors import InputError
 
-batches.SECONDS, batches.GRACE, batches.BYTES = 1, 2, 1 << 28
+batches.SECONDS, batches.GRACE, batches.BYTES = 5, 25, 1 << 28
 
 def refused():
     raise InputError("no")
@@ -31,9 +32,9 @@ def run(case, room, prepared):
         raise ValueError("not ours")
     if what == "hangs":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-        time.sleep(600)
+        time.sleep(6000)
     if what == "sleeps":
-        time.sleep(1.2)
+        time.sleep(batches.SECONDS + 0.2)
     if what == "grows":
         bytearray(1 << 29)
     if what == "ends":

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect import get_client
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from prefect.settings import PREFECT_API_URL
 
-from flows import guard
+from flows import guard, interrupts
 
 SAID = "retort: interrupted by {}; what is finished is kept: the same command continues\n"
 RUN = ("run", "spec.yaml", "--out", "dataset", "--store", "store", "--device", "cpu", "--threads", 1)
+LONG = 600  # seconds until what should end counts as hanging
 Started = subprocess.Popen[str]
 BEGIN = """
     import signal, subprocess, sys, threading, time
@@ -31,7 +33,7 @@ BEGIN = """
             try:
                 time.sleep(0.01)
             except KeyboardInterrupt:
-                pass
+                print('swallowed', flush=True)
     with interrupts.expected():
         try:
 """
@@ -58,12 +60,10 @@ def python(code: str) -> Iterator[Started]:
         started.communicate()
 
 
-def ended(started: Started, number: signal.Signals, times: int = 1) -> str:
-    """What it says after signals."""
-    for _ in range(times):
-        started.send_signal(number)
-        time.sleep(0.05)
-    said = started.communicate(timeout=30)[1]
+def ended(started: Started, number: signal.Signals) -> str:
+    """What it says after a signal."""
+    started.send_signal(number)
+    said = started.communicate(timeout=LONG)[1]
     assert started.returncode == 130, said
     return said
 
@@ -72,8 +72,8 @@ def ended(started: Started, number: signal.Signals, times: int = 1) -> str:
 @pytest.mark.parametrize(
     "code",
     [
-        "print('begun', flush=True); time.sleep(60)",
-        "print('begun', flush=True); swallow(60)",  # as libraries do that catch whatever comes
+        "print('begun', flush=True); time.sleep(6000)",
+        "print('begun', flush=True); swallow(6000)",  # as libraries do that catch whatever comes
         "import hashlib; print('begun', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",  # busy in C
         """
         from concurrent.futures import ThreadPoolExecutor
@@ -96,18 +96,21 @@ def test_an_interrupt_ends_whatever_is_done(code: str, number: signal.Signals) -
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
-    with python("interrupts.GRACE = 600; print('begun', flush=True); swallow(600)") as started:
-        assert ended(started, signal.SIGINT, times=2) == SAID.format("SIGINT")
+    with python("interrupts.GRACE = 600; print('begun', flush=True); swallow(6000)") as started:
+        started.send_signal(signal.SIGINT)
+        assert started.stdout and started.stdout.readline() == "swallowed\n"
+        assert ended(started, signal.SIGINT) == SAID.format("SIGINT")
 
 
 def test_what_is_interrupted_clears_away_what_it_was_writing(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
         from dd_tasks import whole
+        interrupts.GRACE = 600
         with whole.all_or_nothing(Path({str(tmp_path / "out")!r})) as folder:
             (folder / "half").write_text("half")
             print("begun", flush=True)
-            time.sleep(60)
+            time.sleep(6000)
     """
     with python(code) as started:
         assert len(os.listdir(tmp_path)) == 1
@@ -115,21 +118,39 @@ def test_what_is_interrupted_clears_away_what_it_was_writing(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
+WATCHFUL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from flows import guard
+look = guard.descendants
+def told(process):
+    found = look(process)
+    Path({told!r}).write_text(str(len(found)))
+    return found
+guard.descendants = told
+guard.main(int(sys.argv[1]))
+"""  # the guard, which tells of how many processes it knows
 CHILD = """
-    stubborn = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print(1, flush=True); time.sleep(60)"
-    guard.PATIENCE = 0.5
+    from pathlib import Path
+    stubborn = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print(1, flush=True); time.sleep(6000)"
+    guard.PATIENCE, guard.__file__, told = 0.5, {guard!r}, Path({told!r})
     guard.start()
     child = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True, stdout=subprocess.PIPE)
     child.stdout.readline()
-    time.sleep(2 * guard.EVERY)
+    while not told.exists() or told.read_text() != "2":
+        time.sleep(0.01)
     print("begun", flush=True)
-    time.sleep(60)
+    time.sleep(6000)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_what_a_run_started_ends_with_it_even_where_it_is_killed(number: signal.Signals) -> None:
-    with python(CHILD) as started:
+def test_what_a_run_started_ends_with_it_even_where_it_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    """Once its guard has seen that, which looks now and then."""
+    watchful, told, root = tmp_path / "guard.py", str(tmp_path / "told"), str(Path(__file__).parents[1])
+    watchful.write_text(WATCHFUL.format(root=root, told=told))
+    with python(CHILD.format(guard=str(watchful), told=told)) as started:
         children = guard.descendants(started.pid)
         assert len(children) == 2
         if number == signal.SIGKILL:
@@ -140,16 +161,18 @@ def test_what_a_run_started_ends_with_it_even_where_it_is_killed(number: signal.
         assert gone(children)
 
 
-def gone(children: guard.Started, seconds: float = 20) -> bool:
+def gone(children: guard.Started) -> bool:
     """Whether processes end within a while."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + LONG
     while guard.living(children) and time.monotonic() < until:
         time.sleep(0.05)
     return not guard.living(children)
 
 
-def retort(folder: Path, *arguments: object, **environment: str) -> Started:
-    command = [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)]
+def retort(folder: Path, *arguments: object, grace: float = LONG, **environment: str) -> Started:
+    """A command that has so many seconds to end by itself."""
+    code = f"from flows import cli, interrupts; interrupts.GRACE = {grace}; cli.main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
         env=os.environ | environment,
@@ -170,13 +193,20 @@ def until(started: Started, what: str) -> None:
 def test_an_interrupted_run_on_ray_leaves_no_process(tmp_path: Path, quick: dict[str, object]) -> None:
     """Nor does Prefect's server stay, which was started for it and whose engine catches SIGTERM."""
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(quick))
-    run = retort(tmp_path, *RUN, "--engine", "ray", PREFECT_HOME=str(tmp_path / "prefect"))
+    home = str(tmp_path / "prefect")
+    run = retort(tmp_path, *RUN, "--engine", "ray", grace=interrupts.GRACE, PREFECT_HOME=home)
     until(run, "observer convnet3_bn_w32: made in")
     children = guard.descendants(run.pid)
     assert len(children) > 3
     said = ended(run, signal.SIGTERM)
     assert said.endswith(SAID.format("SIGTERM")) and "Traceback" not in said
     assert gone(children) and not (tmp_path / "dataset").exists()
+
+
+def training(client: SyncPrefectClient) -> bool:
+    """Whether an observer is being trained."""
+    begun = client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=5)
+    return any(each.name.startswith("train ") and each.state and each.state.is_running() for each in begun)
 
 
 @pytest.mark.long
@@ -186,10 +216,10 @@ def test_a_server_is_told_of_a_run_whose_stage_is_interrupted_in_a_thread(
     url = str(PREFECT_API_URL.value())
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**quick, "set": {"observers.epochs": "500"}}))
     run = retort(tmp_path, *RUN, PREFECT_API_URL=url)
-    until(run, "candidates a class: made in")
-    time.sleep(1)
-    assert ended(run, signal.SIGTERM).endswith(SAID.format("SIGTERM"))
     with get_client(sync_client=True) as client:
+        while run.poll() is None and not training(client):
+            time.sleep(0.05)
+        assert ended(run, signal.SIGTERM).endswith(SAID.format("SIGTERM"))
         found = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=5)
     told = [each.state for each in found if each.state and each.parameters.get("out") == "dataset"]
     assert told and told[0].is_crashed()

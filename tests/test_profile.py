@@ -107,7 +107,8 @@ def test_a_trace_leaves_out_the_shortest_events_of_too_many(monkeypatch: pytest.
             torch.rand(8, 8) @ torch.rand(8, 8)
     (kept,) = trace.traced
     assert kept.events == len(trace.events) == 5 and kept.left_out > 0
-    assert sum("student, step" in event["name"] for event in trace.events) >= profile.STEPS
+    longest = sorted(trace.events, key=lambda event: -event["dur"])[:2]  # a step is longer than what is within it
+    assert any("student, step" in event["name"] for event in longest)
 
 
 @pytest.fixture

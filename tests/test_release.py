@@ -11,6 +11,7 @@ from hub_server import client_environment
 from hub_state import WRITE, Fault, Hub
 from sample import draft, tiny_canvas, tiny_labels, tiny_nearest
 from test_cli import call, refused
+from test_seeing import awaited
 
 from dd_tasks import artifact
 from dd_tasks import hub as client
@@ -70,6 +71,9 @@ def kept_by_prefect() -> str:
         return "\n".join(each.model_dump_json() for each in found)
 
 
+KEPT = ("release-dataset", NAME, "read back", "503 Service Unavailable")
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_publish_prints_the_release_and_keeps_the_token_to_itself(
     out: Path, hub: Hub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -92,8 +96,7 @@ def test_publish_prints_the_release_and_keeps_the_token_to_itself(
     hub.fault = Fault("503", 1, 9)
     failure = call(monkeypatch, "publish", out, NAME), *capfd.readouterr()
     assert failure[0] == 2 and "retort: org/name: look: Server error '503 Service Unavailable' for url" in failure[2]
-    stored = kept_by_prefect()
-    assert "release-dataset" in stored and NAME in stored and "read back" in stored
+    stored = awaited(lambda: (found := kept_by_prefect()) and all(text in found for text in KEPT) and found)
     for text in (printed, shown, str(failure), caplog.text, stored):
         assert text and WRITE not in text
 

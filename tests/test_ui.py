@@ -16,12 +16,13 @@ import pytest
 import yaml
 from browser import Tab, browsing, chromium
 from servers import free_port
+from test_seeing import awaited
 
 from dd_tasks.artifact import read_manifest
 from dd_tasks.claims import result_rows
 
 NAME = "digits & <b>more</b>"  # of a dataset, with what a page might take for markup
-STARTING = 120.0  # seconds
+STARTING = 600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def ask(address: str, path: str, **body: Any) -> Any:
     """The server's answer to a POST of JSON."""
     head = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{address}/api/{path}", json.dumps(body).encode(), head)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=600) as answer:
         return json.load(answer)
 
 
@@ -64,7 +65,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=600)
 
 
 def _answers(url: str) -> bool:
@@ -82,7 +83,7 @@ def served(address: str, quick: dict[str, object], tmp_path_factory: pytest.Temp
     options = ["--out", root / "dataset", "--store", root / "store", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-c", code, "run", root / "spec.yaml", *options],
-        env=os.environ | {"PREFECT_API_URL": f"{address}/api"}, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PREFECT_API_URL": f"{address}/api"}, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "loss" not in done.stderr and "recover panel" not in done.stderr  # the terminal has one line a panel
@@ -130,8 +131,8 @@ def test_the_preview_is_a_picture_and_the_name_of_the_dataset_is_text(served: Se
 
 
 def test_the_page_of_a_panel_has_its_own_lines_alone(served: Served, tab: Tab) -> None:
-    runs = ask(served.address, "task_runs/filter", flow_runs={"id": {"any_": [served.run]}})
-    ids = {run["name"]: run["id"] for run in runs}
-    tab.open(f"{served.address}/runs/task-run/{ids['recover panel 1']}")
+    asked = {"flow_runs": {"id": {"any_": [served.run]}}, "task_runs": {"name": {"any_": ["recover panel 1"]}}}
+    (run,) = awaited(lambda: ask(served.address, "task_runs/filter", **asked))
+    tab.open(f"{served.address}/runs/task-run/{run['id']}")
     text = tab.wait("panel 1 (slots 10..19): step 10 of 10, loss", "panel 1 (slots 10..19): made in", "Finished in")
     assert "panel 0" not in text and "labels of" not in text

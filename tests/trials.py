@@ -29,7 +29,7 @@ Content = dict[str, bytes]
 def fault_of(seed: int) -> Fault:
     rng = random.Random(seed)
     kind, first, span = rng.choice(KINDS), rng.randint(1, CALLS[seed % LOADED == 0]), rng.choice(SPANS)
-    return Fault(kind, first, first + span - 1, seconds=0.3 if span == 1 else 0.01)
+    return Fault(kind, first, first + span - 1, seconds=1.5 if span == 1 else 0.01)
 
 
 def content_of(folder: Path) -> Content:
@@ -90,7 +90,7 @@ def main(seeds: int, folder: Path, old: Path, new: Path) -> None:
         from schemas.release import ReleaseSpec
 
         time.sleep = lambda seconds: pause(min(seconds, 0.001))
-        client.TIMEOUT = 0.2
+        client.TIMEOUT = 1.0
         for name in ("", "huggingface_hub", "datasets"):
             logging.getLogger(name).addHandler(logging.StreamHandler(log))
             logging.getLogger(name).setLevel(logging.DEBUG)
