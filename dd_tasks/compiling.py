@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dd_tasks.lean import quick
 
+NETWORKS = 64  # that one process compiles
 WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
 
 
@@ -25,8 +28,38 @@ def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
     """`torch.compile` where the training ahead (so many images of this side) is worth it."""
     if not worth_compiling(images, side):
         return net
-    torch._dynamo.config.suppress_errors = True  # where compiling fails, the eager network does the same, slower
+    _prepare()
     return torch.compile(net)  # type: ignore[return-value]
+
+
+def traced(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
+    """The graph, traced with these inputs, by `torch.compile`, for inputs of the same shapes; where there is no
+    compiler torch runs it as it is."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    _prepare()
+    return torch.compile(make_fx(graph)(*inputs), dynamic=False)
+
+
+def _prepare() -> None:
+    torch._dynamo.config.suppress_errors = True  # where compiling fails, the eager network does the same, slower
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, NETWORKS)
+
+
+class OfOneSize(nn.Module):
+    """What a frozen network says, of batches of one size by the compiled network that `made` makes of it."""
+
+    def __init__(self, net: nn.Module, size: int, made: Callable[[nn.Module], nn.Module] = lambda net: net) -> None:
+        super().__init__()
+        self.net, self.size, self.made = net, size, made
+        self.fast: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        if len(images_NCHW) != self.size:
+            return self.net(images_NCHW)
+        if self.fast is None:
+            self.fast = traced(self.made(self.net), images_NCHW)
+        return self.fast(images_NCHW)
 
 
 def thrifty(net: nn.Module, images: int, side: int) -> nn.Module:

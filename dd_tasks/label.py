@@ -16,6 +16,7 @@ from torch import Tensor
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
 from dd_tasks.errors import InputError, NumericalError
 from dd_tasks.numerics import says
+from dd_tasks.opinions import swift
 from dd_tasks.ranges import LATER, Positive, Scale, Several, Steps
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters
@@ -139,8 +140,12 @@ class Relabel(Drawn):
     hard = False
 
     def label(self, canvas: Canvas, studio: Studio) -> Views:
-        pixels_NCSS = canvas.images_NCHW.to(studio.device).float() / 255
-        labelled = [self._labelled(pixels_NCSS, *lot) for lot in self._lots(len(canvas), pixels_NCSS.shape[-1], studio)]
+        pixels_NCSS, n = canvas.images_NCHW.to(studio.device).float() / 255, len(canvas)
+        if not self.batch_statistics:
+            size, side = self.together(n), pixels_NCSS.shape[-1]
+            swiftly = tuple(swift(judge, self.epochs * n, side, size) for judge in studio.observers)
+            studio = replace(studio, observers=swiftly)
+        labelled = [self._labelled(pixels_NCSS, *lot) for lot in self._lots(n, pixels_NCSS.shape[-1], studio)]
         return _joined(labelled).to(torch.device("cpu")) if labelled else no_views(studio.classes)
 
     def together(self, n: int) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd_tasks.compiling import has_compiler
+from dd_tasks.compiling import OfOneSize, has_compiler, traced, worth_compiling
 from dd_tasks.lean import lean
 from dd_tasks.terms import Closure, SmoothedLoss, Term
 from dd_tasks.types import Observer, Reading
@@ -24,6 +24,19 @@ PAYS_OFF = {"cpu": 1e8, "cuda": 1e11}
 def pays_off(image_updates: int, side: int, device: torch.device) -> bool:
     """Whether so many image-updates in all are worth compiling observers for."""
     return image_updates * side**2 >= PAYS_OFF.get(device.type, float("inf")) and has_compiler()
+
+
+def swift(judge: Any, images: int, side: int, size: int) -> Observer:
+    """The same observer, to be asked for the logits of so many images of this side, `size` at a time: compiled, where
+    that is worth it and memory does not ask for pieces."""
+    known = getattr(judge, "graphs", None)
+    if known is None or not worth_compiling(images, side):
+        return judge
+    key = ("logits", size, side)
+    if key not in known:
+        known[key] = replace(judge, net=OfOneSize(judge.net, size, lean))
+    found: Observer = known[key]
+    return found
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class Panellist:
         key = (self.terms, self.tells_hardness, *(tensor.shape for tensor in inputs), inputs[0].device)
         flat = [tensor for state in states for tensor in state]
         if key not in graphs:
-            graphs[key] = compiled(self._graph(judge, states, len(inputs) > 2), *inputs, *flat)
+            graphs[key] = traced(self._graph(judge, states, len(inputs) > 2), *inputs, *flat)
         loss, slope_VCSS, hardness_V, *kept = graphs[key](*inputs, *flat)
         after = iter(kept)
         for closure in self.closures:
@@ -113,13 +126,3 @@ class Panellist:
             return whole.detach(), slope_VCSS, self._hardness(reading, targets_V), *kept
 
         return graph
-
-
-def compiled(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
-    """The graph, traced with these inputs, by `torch.compile`; where there is no compiler torch runs it as it is."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    torch._dynamo.config.suppress_errors = True
-    with torch._dynamo.config.patch(error_on_nested_fx_trace=False):  # what winograd compiles is not traced into
-        traced = make_fx(graph)(*inputs)
-    return torch.compile(traced, dynamic=False)

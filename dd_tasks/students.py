@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dd_tasks.augment import own_share, show
 from dd_tasks.claims import ORDINARY_UPDATES
-from dd_tasks.committee import accuracy, autocast, seeded
-from dd_tasks.compiling import compiled, thrifty
+from dd_tasks.committee import AT_ONCE, accuracy, autocast, seeded
+from dd_tasks.compiling import OfOneSize, compiled, thrifty, worth_compiling
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build, builder
 from dd_tasks.numerics import ASK_EVERY, Watch, expect_learning
@@ -79,7 +79,7 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
 
 ORDINARY_CROPS = (0.25, 1.0)
 LOWER_RATE = "; lower its rate (--set student.rate=X)"
-AT_ONCE = 2**22  # numbers of the pixels of views that are made together
+NUMBERS = 2**22  # numbers of the pixels of views that are made together
 
 
 def ordinary(student: StudentRecipe, images: int, distilled: int) -> StudentRecipe:
@@ -147,7 +147,10 @@ def train(
     def trained() -> nn.Module:
         return _trained(recipe, shape, canvas, views, seed, device, track)
 
-    return accuracy(whole_or_none(what, remedy, trained), test, device)
+    net = whole_or_none(what, remedy, trained)
+    if worth_compiling(recipe.epochs * len(canvas), shape.side):
+        net = OfOneSize(net, AT_ONCE)
+    return accuracy(net, test, device)
 
 
 def _trained(
@@ -214,11 +217,11 @@ class Lesson:
 
 
 def _lessons(recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int, device: torch.device) -> Iterator[Lesson]:
-    """Every batch in turn. As many as fit into AT_ONCE are made together."""
+    """Every batch in turn. As many as fit into NUMBERS are made together."""
     rng = torch.Generator().manual_seed(seed)
     pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
     every = _turned(recipe, views, rng)
-    many = max(1, AT_ONCE // (recipe.batch * pixels_NCSS[0].numel()))
+    many = max(1, NUMBERS // (recipe.batch * pixels_NCSS[0].numel()))
     while some := list(islice(every, many)):
         rows_V, flips_V = (torch.cat(parts) for parts in zip(*some, strict=True))
         chosen = views[rows_V].to(device)

@@ -174,6 +174,24 @@ Number* output_at(Number* images, const Shape& is, Int tile) {
     return images + (row * is.width + tile % is.across() * 4) * is.outer;
 }
 
+// Where the weights of a convolution of so many channels are: of three lines of three points, in rows of the channels in
+// and numbers of those out; where `turned`, of the convolution that takes the output's gradient to the input's.
+struct Weights {
+    const float* numbers;
+    Int inner, outer;
+    bool turned;
+
+    // The transforms of some rows: `apart` numbers from one of the 36 points to the next.
+    void grow(float* made, Int apart, Int first, Int end) const {
+        const Int row = turned ? 9 * outer : outer, point = turned ? outer : inner * outer;
+        for (Int r = first; r < end; ++r)
+            for (Int x = 0; x < outer; x += WIDE)
+                transform<3, 6, grown>(
+                    [&](int i, int j) { return numbers + r * row + (turned ? 8 - i * 3 - j : i * 3 + j) * point + x; },
+                    [&](int i, int j) { return made + (i * 6 + j) * apart + r * outer + x; });
+    }
+};
+
 Int divided(Int one, Int other) { return (one + other - 1) / other; }
 
 struct Free {
@@ -196,9 +214,18 @@ float* room(Int numbers) {
 
 }  // namespace
 
-// made_NHWO from images_NHWC and weights_36CO. Like `weigh`, false where memory is short.
+// grown_36CO from weights as they are (kind 1: 33CO; kind 2, turned: C33O).
+extern "C" bool grow(const float* weights, float* made, Int inner, Int outer, Int kind, Int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Int row = 0; row < inner; ++row)
+        Weights{weights, inner, outer, kind == 2}.grow(made, inner * outer, row, row + 1);
+    return true;
+}
+
+// made_NHWO from images_NHWC and the weights: grown before (kind 0), or as they are (see `grow`), which every thread
+// grows for itself. Like `weigh`, false where memory is short.
 extern "C" bool convolve(const float* images, const float* weights, float* made, Int n, Int height, Int width,
-                         Int inner, Int outer, Int threads) {
+                         Int inner, Int outer, Int kind, Int threads) {
     const Shape is{n, height, width, inner, outer};
     if (!is.tiles()) return true;
     const Int most = std::max<Int>(OF_A_BLOCK / (POINTS * (inner + outer)), ROWS);
@@ -208,8 +235,12 @@ extern "C" bool convolve(const float* images, const float* weights, float* made,
 #pragma omp parallel num_threads(threads)
     {
         float *taken = room<0>(POINTS * point_in), *products = room<1>(POINTS * point_out), *border = room<2>(inner);
-        if (taken && products && border) std::fill_n(border, inner, 0.f);
+        const Int apart = inner * outer + (kind ? APART : 0);
+        float* own = kind ? room<3>(POINTS * apart) : nullptr;
+        if (taken && products && border && (own || !kind)) std::fill_n(border, inner, 0.f);
         else enough = false;
+        if (own) Weights{weights, inner, outer, kind == 2}.grow(own, apart, 0, inner);
+        const float* grown = own ? own : weights;
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (Int block = 0; block < blocks * enough; ++block) {
@@ -217,7 +248,7 @@ extern "C" bool convolve(const float* images, const float* weights, float* made,
             for (Int t = 0; t < tiles; ++t)
                 input_tile(images, is, first + t, border, taken + t * inner, point_in);
             for (Int p = 0; p < POINTS && tiles > 0; ++p)
-                Product{taken + p * point_in, inner, 1, weights + p * inner * outer, outer,
+                Product{taken + p * point_in, inner, 1, grown + p * apart, outer,
                         products + p * point_out, outer, inner, false}.of(tiles, outer);
             for (Int t = 0; t < tiles; ++t) {
                 float* corner = output_at(made, is, first + t);
@@ -282,13 +313,4 @@ extern "C" bool weigh(const float* images, const float* gradient, float* made, I
         }
     }
     return enough;
-}
-
-// grown_36X from weights_33X.
-extern "C" bool grow(const float* weights, float* made, Int numbers, Int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (Int x = 0; x < numbers; x += WIDE)
-        transform<3, 6, grown>([&](int i, int j) { return weights + (i * 3 + j) * numbers + x; },
-                               [&](int i, int j) { return made + (i * 6 + j) * numbers + x; });
-    return true;
 }

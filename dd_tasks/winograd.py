@@ -23,9 +23,9 @@ TILES = 10  # of a batch: with fewer, it saves nothing
 
 # Torch keeps compiled graphs on disk by the names of these operations: another name wherever one of them changes.
 KEPT_AS = "retort_4"
-SIZES = [ctypes.c_int64] * 6
-FUNCTIONS = {"convolve": [ctypes.c_void_p] * 3 + SIZES, "weigh": [ctypes.c_void_p] * 3 + SIZES,
-             "grow": [ctypes.c_void_p] * 2 + SIZES[:2]}  # fmt: skip
+FUNCTIONS = {"convolve": (3, 7), "weigh": (3, 6), "grow": (2, 4)}  # tensors and sizes that they take
+
+GROWN, AS_IT_IS, TURNED = range(3)  # weights: transformed; not yet; not yet, of the output's gradient to the input's
 
 
 @cache
@@ -39,9 +39,10 @@ def kernels() -> ctypes.CDLL | None:
     except Exception as error:  # of the compiler, the linker, or a cache that must not hold programs
         log.debug("convolutions stay as they are: %s", error)
         return None
-    for name, arguments in FUNCTIONS.items():
+    for name, (tensors, sizes) in FUNCTIONS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_bool
+        function.argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * sizes
+        function.restype = ctypes.c_bool
     return library
 
 
@@ -52,34 +53,40 @@ def _channels_last(images_NCHW: Tensor) -> Tensor:
 @torch.library.custom_op(f"{KEPT_AS}::convolve", mutates_args=(), device_types="cpu")
 def convolve(images_NCHW: Tensor, weight_OC33: Tensor) -> Tensor:
     """float32 convolution in channels-last, with a border of one zero. H and W are multiples of 4, C and O of LANES."""
-    return _by_tiles(images_NCHW, transformed(weight_OC33))
+    return _by_tiles(images_NCHW, _as_they_are(weight_OC33, AS_IT_IS), weight_OC33.shape[0], AS_IT_IS)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::image_gradient", mutates_args=(), device_types="cpu")
 def image_gradient(gradient_NOHW: Tensor, weight_OC33: Tensor) -> Tensor:
     """gradient_NCHW of the images."""
-    return _by_tiles(gradient_NOHW, transformed(weight_OC33, turned=True))
+    return _by_tiles(gradient_NOHW, _as_they_are(weight_OC33, TURNED), weight_OC33.shape[1], TURNED)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::convolve_frozen", mutates_args=(), device_types="cpu")
 def convolve_frozen(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor) -> Tensor:
     """The same by weights that were transformed before: for the images, and for their gradient."""
-    return _by_tiles(images_NCHW, there_36CO)
+    return _by_tiles(images_NCHW, there_36CO, there_36CO.shape[2], GROWN)
 
 
-def transformed(weight_OC33: Tensor, *, turned: bool = False) -> Tensor:
-    """weights_36CO; `turned`, weights_36OC of the convolution that takes the output's gradient to the input's."""
-    weight_33 = weight_OC33.flip(2, 3).permute(2, 3, 0, 1) if turned else weight_OC33.permute(2, 3, 1, 0)
-    given = weight_33.contiguous()
-    made = given.new_empty(36, *given.shape[2:])
-    _call("grow", given, made, sizes=(made[0].numel(),))
+def transformed(weight_OC33: Tensor, kind: int = AS_IT_IS) -> Tensor:
+    """weights_36CO of the convolution; where TURNED, weights_36OC."""
+    given = _as_they_are(weight_OC33, kind)
+    outer, inner = weight_OC33.shape[:2]
+    rows, numbers = (outer, inner) if kind == TURNED else (inner, outer)
+    made = given.new_empty(36, rows, numbers)
+    _call("grow", given, made, sizes=(rows, numbers, kind))
     return made
 
 
-def _by_tiles(images_NCHW: Tensor, weights_36CO: Tensor) -> Tensor:
-    images_NHWC, outer = _channels_last(images_NCHW), weights_36CO.shape[2]
+def _as_they_are(weight_OC33: Tensor, kind: int) -> Tensor:
+    """weight_33CO; where TURNED, weight_O33C."""
+    return _channels_last(weight_OC33) if kind == TURNED else weight_OC33.permute(2, 3, 1, 0).contiguous()
+
+
+def _by_tiles(images_NCHW: Tensor, weights: Tensor, outer: int, kind: int) -> Tensor:
+    images_NHWC = _channels_last(images_NCHW)
     made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], outer)
-    _call("convolve", images_NHWC, weights_36CO, made_NHWO, sizes=(*images_NHWC.shape, outer))
+    _call("convolve", images_NHWC, weights, made_NHWO, sizes=(*images_NHWC.shape, outer, kind))
     return made_NHWO.permute(0, 3, 1, 2)
 
 
@@ -175,7 +182,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.like = like
         self.register_buffer("there_36CO", transformed(like.weight.detach()))
-        self.register_buffer("back_36OC", transformed(like.weight.detach(), turned=True))
+        self.register_buffer("back_36OC", transformed(like.weight.detach(), TURNED))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not _is_worth_it(images_NCHW):
