@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dd_tasks.lean import quick
+from dd_tasks.lean import lean, quick
+from dd_tasks.types import Observer
 
 NETWORKS = 64  # that one process compiles
 WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
@@ -65,3 +67,16 @@ class OfOneSize(nn.Module):
 def thrifty(net: nn.Module, images: int, side: int) -> nn.Module:
     """The same network, by the same weights, in quicker operations: on a processor, where that is worth it."""
     return quick(net) if worth_compiling(images, side) else net
+
+
+def swift(judge: Any, images: int, side: int, size: int) -> Observer:
+    """The same observer, to be asked for the logits of so many images of this side, `size` at a time: compiled, where
+    that is worth it and memory does not ask for pieces."""
+    known = getattr(judge, "graphs", None)
+    if known is None or not worth_compiling(images, side):
+        return judge
+    key = ("logits", size, side)
+    if key not in known:
+        known[key] = replace(judge, net=OfOneSize(judge.net, size, lean))
+    found: Observer = known[key]
+    return found

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
+from dd_tasks.compiling import swift
 from dd_tasks.errors import InputError, NumericalError
 from dd_tasks.numerics import says
-from dd_tasks.opinions import swift
 from dd_tasks.ranges import LATER, Positive, Scale, Several, Steps
 from dd_tasks.types import Canvas, Crops, Observer, Studio, Views
 from dd_tasks.voters import Everyone, Judges, Voters

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd_tasks.compiling import OfOneSize, has_compiler, traced, worth_compiling
+from dd_tasks.compiling import has_compiler, traced
 from dd_tasks.lean import lean
 from dd_tasks.terms import Closure, SmoothedLoss, Term
 from dd_tasks.types import Observer, Reading
@@ -24,19 +24,6 @@ PAYS_OFF = {"cpu": 1e8, "cuda": 1e11}
 def pays_off(image_updates: int, side: int, device: torch.device) -> bool:
     """Whether so many image-updates in all are worth compiling observers for."""
     return image_updates * side**2 >= PAYS_OFF.get(device.type, float("inf")) and has_compiler()
-
-
-def swift(judge: Any, images: int, side: int, size: int) -> Observer:
-    """The same observer, to be asked for the logits of so many images of this side, `size` at a time: compiled, where
-    that is worth it and memory does not ask for pieces."""
-    known = getattr(judge, "graphs", None)
-    if known is None or not worth_compiling(images, side):
-        return judge
-    key = ("logits", size, side)
-    if key not in known:
-        known[key] = replace(judge, net=OfOneSize(judge.net, size, lean))
-    found: Observer = known[key]
-    return found
 
 
 @dataclass(frozen=True)

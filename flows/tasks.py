@@ -76,7 +76,7 @@ def index_shards(
 
 @stage("train {recipe.name}", "observers")
 def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Ref:
-    ref = Ref("observer", identity("observer", 1, recipe=recipe, data=data.digest))
+    ref = Ref("observer", identity("observer", 2, recipe=recipe, data=data.digest))
 
     def make() -> Made:
         made = committee.train(
@@ -278,7 +278,7 @@ def relabel(
     what: str = "distilled",
 ) -> Ref:
     by = [seat.vote for seat in seats]
-    ref = Ref("views", identity("relabel", 2, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
+    ref = Ref("views", identity("relabel", 3, labeller=labeller, canvas=canvas.digest, seats=by, seed=seed))
 
     def make() -> Made:
         images, studio = get_canvas(canvas, settings), studio_of(seats, data, seed, settings)
@@ -326,7 +326,7 @@ def train_student(
 def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -> Ref:
     """The full-data row: a student's architecture, trained as observers are."""
     inputs = {"data": data.digest, "test": data.test.digest if data.test else None}
-    ref = Ref("score", identity("full", 1, recipe=recipe, **inputs))
+    ref = Ref("score", identity("full", 2, recipe=recipe, **inputs))
 
     def make() -> Made:
         made = committee.train(

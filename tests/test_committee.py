@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dd_tasks import committee
+from dd_tasks import committee, compiling
 from dd_tasks.committee import Imported, Observer, ObserverRecipe, Trained, load_weights, named, restore, seeded, train
 from dd_tasks.errors import InputError
 from dd_tasks.feeds import InMemory
@@ -63,6 +63,16 @@ def test_training_is_the_same_bit_for_bit(once):
     again = trained(RECIPE)
     assert equal(again.weights, once.weights) and again.accuracy == once.accuracy
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_long_training_is_compiled_and_makes_the_same_observer(monkeypatch):
+    recipe = replace(RECIPE, architecture="convnet2_bn_w16", epochs=1, peak_rate=0.01)
+    short = trained(recipe)
+    monkeypatch.setattr(compiling, "WORTH_COMPILING", 0)
+    long = trained(recipe)
+    assert long.weights.keys() == short.weights.keys()
+    for name, weights in long.weights.items():
+        torch.testing.assert_close(weights, short.weights[name], rtol=1e-2, atol=1e-3)
 
 
 def test_the_seed_counts(once):

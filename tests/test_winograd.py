@@ -1,6 +1,7 @@
 """Convolutions with fewer multiplications are the same convolutions."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from dd_tasks import winograd
 from dd_tasks.compiling import has_compiler
 from dd_tasks.lean import quick
 from dd_tasks.networks import Shape, build
+from dd_tasks.pieces import is_shortage
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,13 @@ def test_no_images_are_no_images():
     made = winograd.convolve(images, weight)
     made.sum().backward()
     assert made.shape == (0, 16, 8, 8) and not weight.grad.any()
+
+
+def test_a_lack_of_memory_is_one_that_is_known(monkeypatch):
+    monkeypatch.setattr(winograd, "kernels", lambda: SimpleNamespace(convolve=lambda *_: False))
+    with pytest.raises(MemoryError, match="convolve: no memory for tiles of \\(1, 4, 4, 16, 16, 1\\)") as found:
+        winograd.convolve(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3))
+    assert is_shortage(found.value)
 
 
 def test_without_what_builds_it_networks_stay_as_they_are(monkeypatch, caplog):
