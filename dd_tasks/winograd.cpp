@@ -17,12 +17,12 @@ namespace {
 using Vec = at::vec::Vectorized<float>;
 using Int = std::int64_t;
 
+constexpr Int POINTS = 36;  // of a transformed tile
 constexpr Int WIDE = Vec::size();
 constexpr int ROWS = 6, COLUMNS = WIDE == 16 ? 4 : 2;  // of vectors: a block of sums that the registers hold
-constexpr Int POINTS = 36;
-constexpr Int OF_A_BLOCK = 5 << 15;  // numbers of transformed tiles, in and out, that a core's cache holds
-constexpr Int OF_A_GROUP = 64, GROUPS = 16;  // tiles that are added up by one thread, at least; groups, at most
-constexpr Int APART = 16;            // numbers between points, which would otherwise compete for the same lines
+constexpr Int OF_A_BLOCK = 5 << 15;                    // numbers of transformed tiles that a core's cache holds
+constexpr Int OF_A_GROUP = 64, GROUPS = 16;            // tiles of a sum by one thread, at least; such sums, at most
+constexpr Int APART = 16;  // numbers between the points, which would otherwise compete for the same lines of the cache
 
 struct Shape {
     Int images, height, width, inner, outer;
@@ -152,7 +152,7 @@ struct Product {
     }
 };
 
-// The 6 x 6 pixels under a tile, with zeros about the image, transformed: `point` numbers from one of the 36 to the next.
+// The 6 x 6 pixels under a tile, with zeros about the image, transformed: `point` numbers from one point to the next.
 void input_tile(const float* images, const Shape& is, Int tile, const float* zeros, float* made, Int point) {
     const Int top = tile % is.each() / is.across() * 4 - 1, left = tile % is.across() * 4 - 1;
     const float* image = images + tile / is.each() * is.height * is.width * is.inner;
@@ -174,14 +174,14 @@ Number* output_at(Number* images, const Shape& is, Int tile) {
     return images + (row * is.width + tile % is.across() * 4) * is.outer;
 }
 
-// Where the weights of a convolution of so many channels are: of three lines of three points, in rows of the channels in
-// and numbers of those out; where `turned`, of the convolution that takes the output's gradient to the input's.
+// Those of a convolution, 33CO; or, where `turned`, of the one that takes its output's gradient to its input's: C33O,
+// with channels in and out changed over, and by half a turn.
 struct Weights {
     const float* numbers;
     Int inner, outer;
     bool turned;
 
-    // The transforms of some rows: `apart` numbers from one of the 36 points to the next.
+    // 36CO of some channels in: `apart` numbers from one point to the next.
     void grow(float* made, Int apart, Int first, Int end) const {
         const Int row = turned ? 9 * outer : outer, point = turned ? outer : inner * outer;
         for (Int r = first; r < end; ++r)
@@ -214,7 +214,7 @@ float* room(Int numbers) {
 
 }  // namespace
 
-// grown_36CO from weights as they are (kind 1: 33CO; kind 2, turned: C33O).
+// grown_36CO from weights as they are (kind 1) or turned (kind 2).
 extern "C" bool grow(const float* weights, float* made, Int inner, Int outer, Int kind, Int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (Int row = 0; row < inner; ++row)
@@ -222,8 +222,8 @@ extern "C" bool grow(const float* weights, float* made, Int inner, Int outer, In
     return true;
 }
 
-// made_NHWO from images_NHWC and the weights: grown before (kind 0), or as they are (see `grow`), which every thread
-// grows for itself. Like `weigh`, false where memory is short.
+// made_NHWO from images_NHWC and the weights: grown before (kind 0); or not, and then by every thread for itself, which
+// takes less time than reading what another one wrote. Like `weigh`, false where memory is short.
 extern "C" bool convolve(const float* images, const float* weights, float* made, Int n, Int height, Int width,
                          Int inner, Int outer, Int kind, Int threads) {
     const Shape is{n, height, width, inner, outer};
@@ -245,8 +245,7 @@ extern "C" bool convolve(const float* images, const float* weights, float* made,
 #pragma omp for schedule(static)
         for (Int block = 0; block < blocks * enough; ++block) {
             const Int first = block * size, tiles = std::min(size, is.tiles() - first);
-            for (Int t = 0; t < tiles; ++t)
-                input_tile(images, is, first + t, border, taken + t * inner, point_in);
+            for (Int t = 0; t < tiles; ++t) input_tile(images, is, first + t, border, taken + t * inner, point_in);
             for (Int p = 0; p < POINTS && tiles > 0; ++p)
                 Product{taken + p * point_in, inner, 1, grown + p * apart, outer,
                         products + p * point_out, outer, inner, false}.of(tiles, outer);
@@ -262,8 +261,8 @@ extern "C" bool convolve(const float* images, const float* weights, float* made,
     return enough;
 }
 
-// made_O33C, the gradient of the weights, from images_NHWC and the output's gradient_NHWO. The tiles are taken in groups,
-// each of which one thread adds up in its own cache.
+// made_O33C, the gradient of the weights, from images_NHWC and the output's gradient_NHWO: the sum of sums over groups
+// of tiles, each by one thread. There are as many groups for any number of threads.
 extern "C" bool weigh(const float* images, const float* gradient, float* made, Int n, Int height, Int width, Int inner,
                       Int outer, Int threads) {
     const Shape is{n, height, width, inner, outer};
