@@ -125,8 +125,8 @@ def taught(results: Results) -> str:
     for found in of(results, "students"):
         parts += [
             "",
-            "| IPC 10 | seconds of labels, of these compiling | of a student and its score, by seed | of these compiling "
-            "| top-1 (%) |",
+            "| IPC 10 | seconds of labels, of these compiling "
+            "| of a student and its score, by seed | of these compiling | top-1 (%) |",
             "|---|---:|---:|---:|---|",
         ]
         for way in ("plain", "ours"):
