@@ -2,7 +2,7 @@
 
 On the same 100 real images of CIFAR-10, views, observers and seeds, 300 epochs each; the labels must agree. `--way` and
 `--seeds` measure a part, which joins what benchmarks/results/students.json has. Of our seconds those of compiling are
-told apart; what one process compiles, later ones find on disk.
+told apart; what one process compiles, later ones find on disk: `--way again` is ours once more, in such a one.
 """
 
 import copy
@@ -133,7 +133,7 @@ def measured(bench: Bench, labeller: Relabel, way: str, seeds: Sequence[int], kn
     the other does."""
     before = compiling()
     views, took = timed(lambda: labeller.label(bench.canvas, bench.studio))
-    if way == "ours":
+    if way != "plain":
         took["compile_seconds"] = round(compiling() - before, 2)
         return {"relabel": took, "seeds": {str(seed): bench.ours(views, seed) for seed in seeds}}
     made = dict(known)
@@ -146,25 +146,31 @@ def measured(bench: Bench, labeller: Relabel, way: str, seeds: Sequence[int], kn
     return made | {"seeds": {str(seed): bench.plainly(views, seed) for seed in seeds}}
 
 
-def ratios(ours: dict[str, Any], plainly: dict[str, Any]) -> dict[str, float]:
-    """Of the seconds of labels and one student, that of the first seed; and without those of compiling."""
-    first = min(ours["seeds"])
-    took, takes = (way["relabel"]["seconds"] + way["seeds"][first]["seconds"] for way in (ours, plainly))
-    steady = took - ours["relabel"]["compile_seconds"] - ours["seeds"][first]["compile_seconds"]
-    return {"ratio": round(takes / took, 2), "ratio_without_compiling": round(takes / steady, 2)}
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """Of the seconds of labels and one student, that of the first seed; without those of compiling; and again."""
+    first = min(found["ours"]["seeds"])
+
+    def spent(way: str, what: str = "seconds") -> float:
+        return float(found[way]["relabel"][what] + found[way]["seeds"][first][what])
+
+    plain, ours = spent("plain"), spent("ours")
+    made = {"ratio": plain / ours, "ratio_without_compiling": plain / (ours - spent("ours", "compile_seconds"))}
+    if first in found.get("again", {}).get("seeds", ()):
+        made["ratio_again"] = plain / spent("again")
+    return {name: round(ratio, 2) for name, ratio in made.items()}
 
 
 def joined(before: dict[str, Any], way: str, new: dict[str, Any]) -> dict[str, Any]:
-    """With what there is of other seeds and of the other way."""
+    """With what there is of other seeds and of the other ways."""
     old = before.get(way, {"seeds": {}})
     found = before | {way: {**old, **new, "seeds": {**old["seeds"], **new["seeds"]}}}
     both = all(found.get(name, {}).get("seeds") for name in ("ours", "plain"))
-    return found | ratios(found["ours"], found["plain"]) if both else found
+    return found | ratios(found) if both else found
 
 
 def main() -> None:
     options = parser(__doc__, "runs/students")
-    options.add_argument("--way", choices=("ours", "plain"), nargs="+", default=["ours", "plain"])
+    options.add_argument("--way", choices=("ours", "plain", "again"), nargs="+", default=["ours", "plain"])
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--observer-epochs", type=int, help="default: as many as the committee's recipe has")
     arguments = options.parse_args()
