@@ -181,8 +181,7 @@ def clock(device: torch.device) -> float:
 
 def measured(bench: Bench, steps: tuple[int, int], repeats: int) -> dict[str, Any]:
     """Image-updates a second of both, the median of some runs in turn, and what compiling cost."""
-    schedule = SMALL.schedule
-    phases = tuple(replace(phase, steps=n) for phase, n in zip(schedule.phases, steps, strict=True))
+    phases = tuple(replace(phase, steps=n) for phase, n in zip(SMALL.schedule.phases, steps, strict=True))
     first, device = bench.batches[0], bench.device
     with channels_last(bench.observers):
         start = clock(device)

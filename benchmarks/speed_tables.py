@@ -141,7 +141,9 @@ def taught(results: Results) -> str:
             scores = ", ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
             each = f"{labels['seconds']:.0f}, {labels['compile_seconds']:.0f}"
             parts.append(f"| {name} | {each} | {seconds} | {compiling} | {scores} |")
-        again = f", {found['ratio_again']:.2f} times where all was compiled before" if "ratio_again" in found else ""
+        again = ""
+        if "ratio_again" in found:
+            again = f", {found['ratio_again']:.2f} times where all was compiled before (`--way again`)"
         parts += [
             "",
             f"Labels and the first student take the plain way {found['ratio']:.2f} times as long, "

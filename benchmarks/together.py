@@ -27,7 +27,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.calls import RESULTS, keep  # noqa: E402
 from dd_tasks.committee import seeded  # noqa: E402
-from dd_tasks.compiling import compiled, thrifty  # noqa: E402
+from dd_tasks.compiling import compiled  # noqa: E402
 from dd_tasks.networks import Shape, build  # noqa: E402
 from dd_tasks.students import Average, StudentRecipe, objective  # noqa: E402
 from flows.workspace import machine  # noqa: E402
@@ -60,7 +60,7 @@ class Bench:
 
     def alone(self, seed: int) -> Step:
         """As `dd_tasks.students` does it."""
-        net = thrifty(self.fresh(seed), LONG, SHAPE.side)
+        net = self.fresh(seed)
         fast = compiled(net, LONG, SHAPE.side)
         pixels_VCSS, *rest = self.lesson(seed)
         weights, average = list(net.parameters()), Average(net, RECIPE.ema)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
-from dd_tasks.compiling import compiled, thrifty
+from dd_tasks.compiling import compiled
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
@@ -283,8 +283,7 @@ def _trained(
     """The network, and its checkpoints by epoch."""
     net = seeded(lambda: build(recipe.architecture, shape), recipe.seed)
     net = net.to(device).to(memory_format=torch.channels_last)
-    seen = recipe.epochs * feed.samples
-    fast = compiled(thrifty(net, seen, shape.side), seen, shape.side)
+    fast = compiled(net, recipe.epochs * feed.samples, shape.side)
     steps = recipe.epochs * (feed.samples // recipe.batch)
     optimiser = torch.optim.SGD(
         net.parameters(), recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True

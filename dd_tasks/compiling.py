@@ -27,11 +27,12 @@ def has_compiler() -> bool:
 
 
 def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
-    """`torch.compile` where the training ahead (so many images of this side) is worth it."""
+    """The network, to be trained by the same weights, in quicker operations and compiled, where the training ahead (so
+    many images of this side) is worth it."""
     if not worth_compiling(images, side):
         return net
     _prepare()
-    return torch.compile(net)  # type: ignore[return-value]
+    return torch.compile(quick(net))  # type: ignore[return-value]
 
 
 def traced(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
@@ -49,24 +50,19 @@ def _prepare() -> None:
 
 
 class OfOneSize(nn.Module):
-    """What a frozen network says, of batches of one size by the compiled network that `made` makes of it."""
+    """What a frozen network says; batches of one size go through a lean twin, compiled."""
 
-    def __init__(self, net: nn.Module, size: int, made: Callable[[nn.Module], nn.Module] = lambda net: net) -> None:
+    def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
-        self.net, self.size, self.made = net, size, made
+        self.net, self.size = net, size
         self.fast: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if len(images_NCHW) != self.size:
             return self.net(images_NCHW)
         if self.fast is None:
-            self.fast = traced(self.made(self.net), images_NCHW)
+            self.fast = traced(lean(self.net), images_NCHW)
         return self.fast(images_NCHW)
-
-
-def thrifty(net: nn.Module, images: int, side: int) -> nn.Module:
-    """The same network, by the same weights, in quicker operations: on a processor, where that is worth it."""
-    return quick(net) if worth_compiling(images, side) else net
 
 
 def swift(judge: Any, images: int, side: int, size: int) -> Observer:
@@ -77,6 +73,6 @@ def swift(judge: Any, images: int, side: int, size: int) -> Observer:
         return judge
     key = ("logits", size, side)
     if key not in known:
-        known[key] = replace(judge, net=OfOneSize(judge.net, size, lean))
+        known[key] = replace(judge, net=OfOneSize(judge.net, size))
     found: Observer = known[key]
     return found

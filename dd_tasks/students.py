@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dd_tasks.augment import own_share, show
 from dd_tasks.claims import ORDINARY_UPDATES
 from dd_tasks.committee import AT_ONCE, accuracy, autocast, seeded
-from dd_tasks.compiling import OfOneSize, compiled, thrifty, worth_compiling
+from dd_tasks.compiling import OfOneSize, compiled, worth_compiling
 from dd_tasks.errors import InputError
 from dd_tasks.networks import Shape, build, builder
 from dd_tasks.numerics import ASK_EVERY, Watch, expect_learning
@@ -158,9 +158,7 @@ def _trained(
 ) -> nn.Module:
     """A student, with the average of its weights."""
     net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
-    seen = recipe.epochs * len(canvas)
-    net = thrifty(net, seen, shape.side)
-    fast = compiled(net, seen, shape.side)
+    fast = compiled(net, recipe.epochs * len(canvas), shape.side)
     optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay, fused=True)
     average = Average(net, recipe.ema)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))

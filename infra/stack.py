@@ -39,8 +39,8 @@ POOL = BUCKET = "retort"
 PREFECT = [sys.executable, "-m", "prefect"]
 PATIENCE = 120  # seconds that a server may take to answer
 GRACE = 20  # seconds that it may take to stop
-_held: list[socket.socket] = []
 WAITING, ENDS = "SCHEDULED", ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_held: list[socket.socket] = []
 
 
 class StackError(Exception):
@@ -133,7 +133,8 @@ def open_port(port: int) -> bool:
 
 
 def free_port() -> int:
-    """One that nobody else is given while this process lives: bound, but nobody listens, so a server can take it."""
+    """One that nobody else is given while this process lives: bound, but nobody listens. A server takes it that says
+    SO_REUSEADDR, as all do, and also when it is started again."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind((HOST, 0))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dd_tasks import presets
 from dd_tasks.recipe import Recipe
+from dd_tasks.terms import Term
 
 
 def deaths(home: str) -> list[Path]:
@@ -47,6 +48,11 @@ class Death:
         return loss
 
 
-def e2d(*, side: int) -> Recipe:
+def with_term(term: Term, side: int) -> Recipe:
+    """E2D with one more."""
     method = presets.e2d(side=side)
-    return replace(method, ballots=tuple(replace(b, terms=(*b.terms, Death())) for b in method.ballots))
+    return replace(method, ballots=tuple(replace(b, terms=(*b.terms, term)) for b in method.ballots))
+
+
+def e2d(*, side: int) -> Recipe:
+    return with_term(Death(), side)

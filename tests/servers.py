@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
-
-HELD: list[socket.socket] = []
 
 
 @contextmanager
@@ -38,13 +35,3 @@ def answers(url: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def free_port() -> int:
-    """One that is ours until this process ends: bound, and nobody listens. A server that takes it says so with
-    SO_REUSEADDR, as all do; nobody else is given it before that, or while the server is started again."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    HELD.append(held)
-    return int(held.getsockname()[1])

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from dying import deaths, set_aside
+from dying import deaths, set_aside, with_term
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from torch import Tensor
 
-from dd_tasks import presets
 from dd_tasks.errors import InputError
 from dd_tasks.recipe import Recipe
 from flows.engines import ENGINE, TRIES, EngineError, expect, own_of, requests_of
@@ -116,8 +115,7 @@ class Failing:
 
 def failing(*, side: int) -> Recipe:
     """E2D with that term."""
-    method = presets.e2d(side=side)
-    return replace(method, ballots=tuple(replace(b, terms=(*b.terms, Failing())) for b in method.ballots))
+    return with_term(Failing(), side)
 
 
 def test_a_panel_that_fails_three_times_fails_the_run_and_the_others_are_kept(

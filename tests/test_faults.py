@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from servers import free_port, prefect_server
+from servers import prefect_server
+from stack import free_port
 
 from dd_tasks.validate import validate
 

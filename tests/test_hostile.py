@@ -17,7 +17,8 @@ from hub_server import client_environment, url_of
 from hub_state import Hub
 from markdown_it import MarkdownIt
 from s3_server import S3
-from servers import free_port, prefect_server
+from servers import prefect_server
+from stack import free_port
 
 from dd_tasks.visible import visible
 

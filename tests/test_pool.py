@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from dying import deaths, set_aside
-from servers import free_port, prefect_server
+from servers import prefect_server
+from stack import free_port
 from test_faults import checksums, start, until
 
 NAME = "gpus"

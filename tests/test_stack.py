@@ -14,6 +14,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import screenshot
+import stack
 import yaml
 from hub_server import client_environment
 from hub_state import WRITE, Hub
@@ -22,10 +24,6 @@ from prefect import flow, get_client
 from prefect.settings import PREFECT_API_URL
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "infra"))
-
-import screenshot  # noqa: E402
-import stack  # noqa: E402
 
 NAME = "org/scheduled"
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from browser import Tab, browsing, chromium
-from servers import free_port
+from stack import free_port
 from test_seeing import awaited
 
 from dd_tasks.artifact import read_manifest
