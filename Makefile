@@ -22,7 +22,7 @@ $(UV):
 	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
 .venv/.synced: $(UV) pyproject.toml uv.lock
-	$(UV) sync --quiet --locked --python $(PYTHON)
+	$(UV) sync --quiet --locked --compile-bytecode --python $(PYTHON)
 	@touch $@
 
 quickstart: setup $(QUICK)/shards/test/index.json

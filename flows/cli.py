@@ -323,12 +323,13 @@ def main() -> None:
     are one line and exit code 130. No secret is told, not even by a failure of our own."""
     from dd_tasks.redaction import hush
     from flows import interrupts
-    from flows.environment import keep_freed_memory, prepare_environment
+    from flows.environment import keep_freed_memory, leave_garbage, prepare_environment
 
     with interrupts.expected():
         try:
             prepare_environment()
             keep_freed_memory()
+            leave_garbage()
             hush()
             sys.excepthook = failed
             for name in ("stdout", "stderr"):

@@ -1,5 +1,6 @@
 """What is set before the heavy libraries are imported. Imports nothing of theirs, so that `retort --help` is quick."""
 
+import atexit
 import ctypes
 import gc
 import os
@@ -58,6 +59,11 @@ def keep_freed_memory() -> None:
         return  # another C library: nothing to tune
     for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, 2**31 - 1), (arena_max, 1)):
         mallopt(option, value)
+
+
+def leave_garbage() -> None:
+    """Where the process ends: all that the libraries have made is not searched for garbage once more, for a second."""
+    atexit.register(gc.freeze)
 
 
 @contextmanager
