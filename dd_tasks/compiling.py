@@ -36,12 +36,13 @@ def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
 
 
 def traced(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
-    """The graph, traced with these inputs, by `torch.compile`, for inputs of the same shapes; where there is no
+    """The graph, traced by the shapes of these inputs, by `torch.compile`, for others of the same; where there is no
     compiler torch runs it as it is."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     _prepare()
-    return torch.compile(make_fx(graph)(*inputs), dynamic=False)
+    by_shapes = make_fx(graph, tracing_mode="fake", _allow_non_fake_inputs=True)  # such as weights
+    return torch.compile(by_shapes(*inputs), dynamic=False)
 
 
 def _prepare() -> None:
