@@ -28,11 +28,12 @@ def has_compiler() -> bool:
 
 def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
     """The network, to be trained by the same weights, in quicker operations and compiled, where the training ahead (so
-    many images of this side) is worth it."""
+    many images of this side) is worth it. For every size of a batch by itself: what a process compiled before, and for
+    which sizes, changes nothing."""
     if not worth_compiling(images, side):
         return net
     _prepare()
-    return torch.compile(quick(net))  # type: ignore[return-value]
+    return torch.compile(quick(net), dynamic=False)  # type: ignore[return-value]
 
 
 def traced(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
