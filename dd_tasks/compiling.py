@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dd_tasks.lean import lean, quick
 from dd_tasks.types import Observer
 
-NETWORKS = 64  # that one process compiles
+NETWORKS = 64  # that one process compiles, each for the size of its batches and for that of the last one
 WORTH_COMPILING = 2e7  # pixels: below, compiling costs more than it gains
 
 
@@ -42,13 +42,13 @@ def traced(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     _prepare()
-    by_shapes = make_fx(graph, tracing_mode="fake", _allow_non_fake_inputs=True)  # such as weights
+    by_shapes = make_fx(graph, tracing_mode="fake", _allow_non_fake_inputs=True)  # weights have values
     return torch.compile(by_shapes(*inputs), dynamic=False)
 
 
 def _prepare() -> None:
     torch._dynamo.config.suppress_errors = True  # where compiling fails, the eager network does the same, slower
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, NETWORKS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * NETWORKS)
 
 
 class OfOneSize(nn.Module):

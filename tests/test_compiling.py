@@ -8,7 +8,7 @@ from dd_tasks.networks import Shape, build
 
 def test_a_network_compiles_to_the_same_whatever_was_compiled_before(monkeypatch):
     """Left to itself torch takes a size that differs from earlier ones for one that varies, also of another network,
-    and compiles operations that are slower and sum in another order."""
+    and compiles other operations for it."""
     varies = []
 
     def looked_at(graph, inputs, **options):
