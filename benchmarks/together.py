@@ -26,10 +26,10 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.calls import RESULTS, keep  # noqa: E402
-from dd_tasks.committee import seeded  # noqa: E402
+from dd_tasks.committee import as_one, seeded  # noqa: E402
 from dd_tasks.compiling import compiled  # noqa: E402
 from dd_tasks.networks import Shape, build  # noqa: E402
-from dd_tasks.students import Average, StudentRecipe, objective  # noqa: E402
+from dd_tasks.students import Average, Graded, StudentRecipe, objective  # noqa: E402
 from flows.workspace import machine  # noqa: E402
 
 STUDENTS, PROCESSES = 3, 2
@@ -60,11 +60,9 @@ class Bench:
 
     def alone(self, seed: int) -> Step:
         """As `dd_tasks.students` does it."""
-        net = self.fresh(seed)
-        fast = compiled(net, LONG, SHAPE.side)
-        pixels_VCSS, *rest = self.lesson(seed)
-        weights, average = list(net.parameters()), Average(net, RECIPE.ema)
-        return _step(lambda: objective(RECIPE, fast(pixels_VCSS), *rest)[None], weights, average)
+        net, lesson = self.fresh(seed), self.lesson(seed)
+        graded, weights = compiled(Graded(RECIPE, net), LONG, SHAPE.side), as_one(net)
+        return _step(lambda: graded(*lesson)[None], [weights])
 
     def stacked(self, compile_it: bool) -> Step:
         """All students as one network with a further dimension."""
@@ -85,27 +83,19 @@ class Bench:
             each = [objective(RECIPE, own, *lesson[1:]) for own, lesson in zip(logits_EVK, lessons, strict=True)]
             return torch.stack(each)
 
-        return _step(losses, list(weights.values()), Average(_Held(weights), RECIPE.ema))
+        return _step(losses, list(weights.values()))
 
 
 RECIPE = StudentRecipe()
 
 
-class _Held(nn.Module):
-    """Weights by themselves, for their average."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        for number, tensor in enumerate(weights.values()):
-            self.register_buffer(str(number), tensor.detach())
-
-
-def _step(losses: Callable[[], Tensor], weights: list[Tensor], average: Average) -> Step:
+def _step(losses: Callable[[], Tensor], weights: list[Tensor]) -> Step:
     optimiser = torch.optim.AdamW(weights, RECIPE.rate, weight_decay=RECIPE.weight_decay, fused=True)
+    average = Average([tensor.detach() for tensor in weights], RECIPE.ema)
 
     def step() -> Tensor:
         found = losses()
-        optimiser.zero_grad()
+        optimiser.zero_grad(set_to_none=False)
         found.sum().backward()
         optimiser.step()
         average.update()

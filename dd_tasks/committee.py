@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -36,6 +37,7 @@ from dd_tasks.types import Reading, Track, untracked
 
 log = logging.getLogger(__name__)
 LISTED = '{"observers": [{"architecture": ..., "weights": ..., "sha256": ...}, ...]}'
+LINE = 16  # numbers of a line of a processor's cache
 AT_ONCE = 500  # images that are scored or measured at once, where memory is enough for them
 LOWER_RATE = "; lower its rate (--set observers.peak_rate=X)"
 SMALLER = "look at smaller images (--side N)"
@@ -246,6 +248,19 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
+def as_one(net: nn.Module) -> nn.Parameter:
+    """One vector, of which all weights become views, as their gradients of its gradient: an optimiser's step is then
+    one operation, not several a layer."""
+    own = list(net.parameters())
+    places = [0, *accumulate(math.ceil(weights.numel() / LINE) * LINE for weights in own)]
+    one = nn.Parameter(own[0].new_zeros(places[-1]))
+    one.grad = torch.zeros_like(one)
+    for weights, place in zip(own, places, strict=False):
+        view, weights.grad = (t.as_strided(weights.size(), weights.stride(), place) for t in (one.detach(), one.grad))
+        weights.data = view.copy_(weights.detach())
+    return one
+
+
 def autocast(device: torch.device) -> object:
     """bfloat16 on a GPU; float32 on a CPU, where bfloat16 is many times slower."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -285,9 +300,7 @@ def _trained(
     net = net.to(device).to(memory_format=torch.channels_last)
     fast = compiled(net, recipe.epochs * feed.samples, shape.side)
     steps = recipe.epochs * (feed.samples // recipe.batch)
-    optimiser = torch.optim.SGD(
-        net.parameters(), recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True
-    )
+    optimiser = torch.optim.SGD([as_one(net)], recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.peak_rate, total_steps=max(steps, 5), pct_start=0.25
     )  # divides by zero at 4
@@ -298,7 +311,7 @@ def _trained(
         with autocast(device):  # type: ignore[attr-defined]
             loss = F.cross_entropy(fast(pixels_NCHW), labels_N.to(device))
         watch.note(step - 1, loss)
-        optimiser.zero_grad()
+        optimiser.zero_grad(set_to_none=False)
         loss.backward()
         optimiser.step()
         schedule.step()

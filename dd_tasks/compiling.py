@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dd_tasks.lean import lean, quick
+from dd_tasks.lean import fused, quick
 from dd_tasks.types import Observer
 
 NETWORKS = 64  # that one process compiles, each for the size of its batches and for that of the last one
@@ -51,30 +51,13 @@ def _prepare() -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * NETWORKS)
 
 
-class OfOneSize(nn.Module):
-    """What a frozen network says; batches of one size go through a lean twin, compiled."""
-
-    def __init__(self, net: nn.Module, size: int) -> None:
-        super().__init__()
-        self.net, self.size = net, size
-        self.fast: Callable[[Tensor], Tensor] | None = None
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        if len(images_NCHW) != self.size:
-            return self.net(images_NCHW)
-        if self.fast is None:
-            self.fast = traced(lean(self.net), images_NCHW)
-        return self.fast(images_NCHW)
-
-
-def swift(judge: Any, images: int, side: int, size: int) -> Observer:
-    """The same observer, to be asked for the logits of so many images of this side, `size` at a time: compiled, where
-    that is worth it and memory does not ask for pieces."""
+def swift(judge: Any, images: int, side: int) -> Observer:
+    """The same observer, to be asked for the logits of so many images of this side: in fewer operations, where that is
+    worth it and memory does not ask for pieces."""
     known = getattr(judge, "graphs", None)
     if known is None or not worth_compiling(images, side):
         return judge
-    key = ("logits", size, side)
-    if key not in known:
-        known[key] = replace(judge, net=OfOneSize(judge.net, size))
-    found: Observer = known[key]
+    if "logits" not in known:
+        known["logits"] = replace(judge, net=fused(judge.net))
+    found: Observer = known["logits"]
     return found

@@ -142,8 +142,7 @@ class Relabel(Drawn):
     def label(self, canvas: Canvas, studio: Studio) -> Views:
         pixels_NCSS, n = canvas.images_NCHW.to(studio.device).float() / 255, len(canvas)
         if not self.batch_statistics:
-            size, side = self.together(n), pixels_NCSS.shape[-1]
-            swiftly = tuple(swift(judge, self.epochs * n, side, size) for judge in studio.observers)
+            swiftly = tuple(swift(judge, self.epochs * n, pixels_NCSS.shape[-1]) for judge in studio.observers)
             studio = replace(studio, observers=swiftly)
         labelled = [self._labelled(pixels_NCSS, *lot) for lot in self._lots(n, pixels_NCSS.shape[-1], studio)]
         return _joined(labelled).to(torch.device("cpu")) if labelled else no_views(studio.classes)

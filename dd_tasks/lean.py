@@ -1,11 +1,15 @@
-"""Networks rewritten for compiling: the same numbers in fewer and quicker operations.
+"""Networks rewritten: the same numbers in fewer and quicker operations. `lean` and `quick` ones are to be compiled, one
+that is frozen for its gradient by images, one in training; `fused` ones need no compiler.
+
+Modules are known by their exact types: what inherits from one of torch's, as timm's do, computes something else.
 
 Shape letters: N images, C and O channels in and out, H x W pixels, P = C x 3 x 3 weights a channel out, S = H x W.
 """
 
 import copy
+import logging
 from itertools import chain, product
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +17,9 @@ from torch import Tensor, nn
 
 from dd_tasks import winograd
 
+log = logging.getLogger(__name__)
 FEW = 3  # channels of images, at most
+MANY = 1024  # pixels, from which on torch normalises channels-last images as fast as others
 
 
 class Scaled(nn.Module):
@@ -38,23 +44,48 @@ class Halved(nn.Module):
     """Max pooling of 2 x 2 positions as maxima of four slices: compiled, its gradient needs no scatter."""
 
     def forward(self, input_NCHW: Tensor) -> Tensor:
-        one, other, third, fourth = _quarters(input_NCHW)
+        even_NCHW = _even(input_NCHW)
+        one, other, third, fourth = (even_NCHW[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1))
         return torch.maximum(torch.maximum(one, other), torch.maximum(third, fourth))
 
 
 class Averaged(nn.Module):
-    """Average pooling of 2 x 2 positions as a sum of four slices: compiled, it keeps channels last."""
+    """Average pooling of 2 x 2 positions as a mean: compiled, it and its gradient keep channels last."""
 
     def forward(self, input_NCHW: Tensor) -> Tensor:
-        one, other, third, fourth = _quarters(input_NCHW)
-        return (one + other + third + fourth) / 4
+        even_NHWC = _even(input_NCHW).permute(0, 2, 3, 1)
+        return even_NHWC.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).mean((2, 4)).permute(0, 3, 1, 2)
 
 
-def _quarters(input_NCHW: Tensor) -> list[Tensor]:
-    """The four positions of every 2 x 2, column by column; an odd last row or column is left out."""
+def _even(input_NCHW: Tensor) -> Tensor:
+    """Without an odd last row or column."""
     height, width = (size - size % 2 for size in input_NCHW.shape[2:])
-    even_NCHW = input_NCHW[:, :, :height, :width]
-    return [even_NCHW[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+    return input_NCHW[:, :, :height, :width]
+
+
+class Alone(nn.Module):
+    """A GroupNorm of every channel by itself: compiled, it and its gradient keep channels last."""
+
+    def __init__(self, like: nn.GroupNorm) -> None:
+        super().__init__()
+        self.like = like
+
+    def forward(self, input_NCHW: Tensor) -> Tensor:
+        variance_NC11, mean_NC11 = torch.var_mean(input_NCHW, (2, 3), correction=0, keepdim=True)
+        scale_NC11 = torch.rsqrt(variance_NC11 + self.like.eps) * self.like.weight[:, None, None]
+        return input_NCHW * scale_NC11 + (self.like.bias[:, None, None] - mean_NC11 * scale_NC11)
+
+
+class AloneInFew(Alone):
+    """The same of few channels-last pixels, not compiled, where torch goes through them channel by channel."""
+
+    def forward(self, input_NCHW: Tensor) -> Tensor:
+        if input_NCHW.shape[2] * input_NCHW.shape[3] >= MANY:
+            return self.like(input_NCHW)
+        apart_NCHW = input_NCHW - input_NCHW.mean((2, 3), keepdim=True)
+        variance_NC11 = apart_NCHW.square().mean((2, 3), keepdim=True)
+        scale_NC11 = torch.rsqrt(variance_NC11 + self.like.eps) * self.like.weight[:, None, None]
+        return torch.addcmul(self.like.bias[:, None, None], apart_NCHW, scale_NC11)
 
 
 class _OfImages(torch.autograd.Function):
@@ -94,32 +125,71 @@ def lean(net: nn.Module) -> nn.Module:
     """A copy of a frozen network that compiles well and computes the same, but for the gradient of equal maxima."""
     twin = copy.deepcopy(net)
     for path, module in list(twin.named_modules()):
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+        if type(module) is nn.BatchNorm2d and module.running_mean is not None:
             twin.set_submodule(path, Scaled(module))
-        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and _halves(module):
-            twin.set_submodule(path, Halved() if isinstance(module, nn.MaxPool2d) else Averaged())
-        elif isinstance(module, nn.Conv2d) and winograd.is_wide(module):
+        elif _halves(module):
+            twin.set_submodule(path, Halved() if type(module) is nn.MaxPool2d else Averaged())
+        elif winograd.is_wide(module):
             twin.set_submodule(path, winograd.Frozen(module))
-        elif isinstance(module, nn.Conv2d) and winograd.is_plain(module) and module.in_channels <= FEW:
+        elif winograd.is_plain(module) and module.in_channels <= FEW:
             twin.set_submodule(path, Stem(module))
     return twin
 
 
 def quick(net: nn.Module) -> nn.Module:
     """The same network, to be trained by the same weights and buffers, on a processor: its wide 3x3 convolutions take
-    fewer multiplications, its average pools no transposes."""
+    fewer multiplications, its norms and average pools no transposes."""
     made = copy.deepcopy(net, {id(t): t for t in chain(net.parameters(), net.buffers())})
-    if any(weights.device.type != "cpu" for weights in net.parameters()):
+    if not _is_of_processor(net):
         return made
     for path, module in list(made.named_modules()):
-        if isinstance(module, nn.Conv2d) and winograd.is_wide(module):
+        if winograd.is_wide(module):
             made.set_submodule(path, winograd.Convolution(module))
-        elif isinstance(module, nn.AvgPool2d) and _halves(module):
+        elif type(module) is nn.AvgPool2d and _halves(module):
             made.set_submodule(path, Averaged())
+        elif _is_alone(module):
+            made.set_submodule(path, Alone(module))
     return made
 
 
-def _halves(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
+def fused(net: nn.Module) -> nn.Module:
+    """A copy of a frozen network that says the same, without its gradient: BatchNorms join the convolutions before
+    them, and on a processor other operations are quicker ones."""
+    twin = _joined(net)
+    if not _is_of_processor(net):
+        return twin
+    for path, module in list(twin.named_modules()):
+        if winograd.is_wide(module):
+            twin.set_submodule(path, winograd.Frozen(module))
+        elif _is_alone(module):
+            twin.set_submodule(path, AloneInFew(module))
+    return twin
+
+
+def _joined(net: nn.Module) -> nn.Module:
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        twin = cast(torch.fx.GraphModule, fuse(net))
+    except Exception as error:  # whatever of a network's own code cannot be traced
+        log.debug("its BatchNorms stay: %s", error)
+        return copy.deepcopy(net)
+    called = [node.target for node in twin.graph.nodes if node.op == "call_module"]
+    shared = (path for path in called if called.count(path) > 1)
+    return copy.deepcopy(net) if any(isinstance(twin.get_submodule(path), nn.Conv2d) for path in shared) else twin
+
+
+def _is_of_processor(net: nn.Module) -> bool:
+    return all(weights.device.type == "cpu" for weights in net.parameters())
+
+
+def _is_alone(norm: nn.Module) -> TypeGuard[nn.GroupNorm]:
+    return type(norm) is nn.GroupNorm and norm.num_groups == norm.num_channels and norm.affine
+
+
+def _halves(pool: nn.Module) -> TypeGuard[nn.MaxPool2d | nn.AvgPool2d]:
+    if type(pool) is not nn.MaxPool2d and type(pool) is not nn.AvgPool2d:
+        return False
     plain = pool.padding == 0 and not pool.ceil_mode and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))
     if isinstance(pool, nn.AvgPool2d):
         return plain and pool.divisor_override is None

@@ -4,7 +4,7 @@ Shape letters: N images, V views, C channels, S side, K classes.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from dd_tasks.augment import own_share, show
 from dd_tasks.claims import ORDINARY_UPDATES
-from dd_tasks.committee import AT_ONCE, accuracy, autocast, seeded
-from dd_tasks.compiling import OfOneSize, compiled, worth_compiling
+from dd_tasks.committee import accuracy, as_one, autocast, seeded
+from dd_tasks.compiling import compiled, worth_compiling
 from dd_tasks.errors import InputError
+from dd_tasks.lean import fused
 from dd_tasks.networks import Shape, build, builder
 from dd_tasks.numerics import ASK_EVERY, Watch, expect_learning
 from dd_tasks.pieces import whole_or_none
@@ -149,7 +150,7 @@ def train(
 
     net = whole_or_none(what, remedy, trained)
     if worth_compiling(recipe.epochs * len(canvas), shape.side):
-        net = OfOneSize(net, AT_ONCE)
+        net = fused(net.eval())
     return accuracy(net, test, device)
 
 
@@ -158,19 +159,19 @@ def _trained(
 ) -> nn.Module:
     """A student, with the average of its weights."""
     net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
-    fast = compiled(net, recipe.epochs * len(canvas), shape.side)
-    optimiser = torch.optim.AdamW(net.parameters(), recipe.rate, weight_decay=recipe.weight_decay, fused=True)
-    average = Average(net, recipe.ema)
+    graded = compiled(Graded(recipe, net), recipe.epochs * len(canvas), shape.side)
+    weights = as_one(net)
+    optimiser = torch.optim.AdamW([weights], recipe.rate, weight_decay=recipe.weight_decay, fused=True)
+    average = Average([weights.detach(), *(t for t in net.buffers() if t.is_floating_point())], recipe.ema)
     steps = recipe.epochs * len(batch_sizes(len(canvas), recipe.batch))
     lessons, watch = _lessons(recipe, canvas, views, seed, device), Watch(steps, device)
     what = f"student {recipe.architecture} seed {seed}"
     for step, lesson in enumerate(track(lessons, what, steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
         with autocast(device):  # type: ignore[attr-defined]
-            logits_VK = fast(lesson.pixels_VCSS)
-        loss = objective(recipe, logits_VK.float(), lesson.labels_VK, lesson.classes, lesson.own_V)
+            loss = graded(lesson.pixels_VCSS, lesson.labels_VK, lesson.classes, lesson.own_V)
         watch.note(step, loss)
-        optimiser.zero_grad()
+        optimiser.zero_grad(set_to_none=False)
         loss.backward()
         optimiser.step()
         average.update()
@@ -182,12 +183,22 @@ def _trained(
     return net
 
 
+class Graded(nn.Module):
+    """The objective of what a network says of a batch."""
+
+    def __init__(self, recipe: StudentRecipe, net: nn.Module) -> None:
+        super().__init__()
+        self.recipe, self.net = recipe, net
+
+    def forward(self, pixels_VCSS: Tensor, labels_VK: Tensor, classes: tuple[Tensor, Tensor], own_V: Tensor) -> Tensor:
+        return objective(self.recipe, self.net(pixels_VCSS).float(), labels_VK, classes, own_V)
+
+
 class Average:
     """The moving average of a network's weights and buffers: at first what they are, then `decay` of what it was."""
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.now = [t for t in net.state_dict().values() if t.is_floating_point()]
+    def __init__(self, tensors: Sequence[Tensor], decay: float) -> None:
+        self.decay, self.now = decay, list(tensors)
         self.kept: list[Tensor] = []
 
     @torch.no_grad()
@@ -199,7 +210,7 @@ class Average:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """The network has the average for its weights."""
+        """The average takes their place."""
         torch._foreach_copy_(self.now, self.kept)
 
 

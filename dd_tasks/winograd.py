@@ -12,6 +12,7 @@ import ctypes
 import logging
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -196,12 +197,17 @@ def _is_worth_it(images_NCHW: Tensor) -> bool:
     return height % 4 == 0 and width % 4 == 0 and n * height * width >= 16 * TILES
 
 
-def is_wide(conv: nn.Conv2d) -> bool:
+def is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Plain, with channels that fill vectors, where there is what convolves them."""
-    return is_plain(conv) and not conv.in_channels % LANES and not conv.out_channels % LANES and kernels() is not None
+    if not is_plain(module):
+        return False
+    return not module.in_channels % LANES and not module.out_channels % LANES and kernels() is not None
 
 
-def is_plain(conv: nn.Conv2d) -> bool:
-    """3x3 with a border of one zero and no other choices; on a processor."""
-    asked = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    return asked == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and conv.weight.device.type == "cpu"
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """A 3x3 convolution with a border of one zero and no other choices; on a processor. Nothing that inherits from it:
+    timm's, say, standardise their weights first."""
+    if type(module) is not nn.Conv2d or module.weight.device.type != "cpu":
+        return False
+    asked = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
+    return asked == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")

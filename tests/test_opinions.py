@@ -6,18 +6,12 @@ import pytest
 import tiny
 import torch
 from test_distill import recipe
-from torch import nn
 
-from dd_tasks import winograd
 from dd_tasks.committee import Observer
-from dd_tasks.compiling import has_compiler
 from dd_tasks.distill import distill, shares
-from dd_tasks.lean import Averaged, Halved, Scaled, Stem, lean
-from dd_tasks.networks import Shape, build
 from dd_tasks.opinions import Panellist, pays_off
 from dd_tasks.recipe import Ballot
 from dd_tasks.schedule import Phase, RandomCrops
-from dd_tasks.statistics import watched
 from dd_tasks.terms import BatchNormMatching, CrossEntropy, PatchStatistics, SmoothedStatistics
 from dd_tasks.voters import RoundRobin
 
@@ -70,37 +64,6 @@ def test_opinions_of_two_batches_are_also_compiled():
     assert len(observer.graphs) == 1
     for name in ("loss", "slope_VCSS", "hardness_V"):
         torch.testing.assert_close(*(getattr(one, name) for one in found), rtol=1e-4, atol=1e-6)
-
-
-def said(net: nn.Module, pixels_NCSS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits, and a gradient by the pixels."""
-    pixels_NCSS.requires_grad_()
-    logits_NK = net(pixels_NCSS)
-    return logits_NK, *torch.autograd.grad(logits_NK.square().sum(), pixels_NCSS)
-
-
-@pytest.mark.parametrize("side", [16, 15])
-@pytest.mark.parametrize("architecture", ["thin_vgg_w6", "thin_vgg_w32", "convnet3_bn_w32", "thin_resnet6_w8"])
-def test_a_lean_network_computes_the_same(architecture, side):
-    net = build(architecture, Shape(3, side)).eval()
-    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    twin = lean(net)
-    for theirs, own in zip(*(said(judge, tiny.pixels(40, side=side)) for judge in (net, twin)), strict=True):
-        torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-4)
-    kinds = [type(m) for m in twin.modules()]
-    assert Scaled in kinds and kinds.count(Stem) == 1 and nn.BatchNorm2d not in kinds
-    assert (Halved in kinds) == ("vgg" in architecture) and (Averaged in kinds) == ("convnet" in architecture)
-    assert (winograd.Frozen in kinds) == (architecture != "thin_vgg_w6" and has_compiler())
-    assert [type(m) for m in watched(twin)].count(winograd.Frozen) == kinds.count(winograd.Frozen)
-    assert len(watched(twin)) == len(watched(net))
-    assert nn.BatchNorm2d in [type(m) for m in net.modules()]
-
-
-def test_a_lean_network_of_another_device_keeps_its_convolutions():
-    with torch.device("meta"):
-        twin = lean(build("thin_vgg_w32", Shape(3, 16)))
-    assert not any(isinstance(module, winograd.Frozen | Stem) for module in twin.modules())
 
 
 @pytest.mark.parametrize(

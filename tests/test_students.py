@@ -9,10 +9,12 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from dd_tasks import augment, compiling, students
 from dd_tasks.errors import InputError
 from dd_tasks.label import no_views
+from dd_tasks.lean import AloneInFew
 from dd_tasks.networks import Shape, build
 from dd_tasks.students import StudentRecipe, batches, objective, rate_at
 from dd_tasks.types import Canvas, Views
@@ -90,7 +92,7 @@ def test_across_epochs_all_stored_rows_are_shuffled_together_and_cycle():
 
 def test_mirrored_students_see_half_of_the_views_flipped(monkeypatch):
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(students, "compiled", lambda net, *_, **__: lambda x: seen.append(x.clone()) or net(x))
+    monkeypatch.setattr(students, "compiled", lambda net, *_: lambda x, *rest: seen.append(x.clone()) or net(x, *rest))
     canvas, views = tiny.canvas(6), views_of(6, 1)
     shown = augment.show(canvas.images_NCHW.float() / 255, views, slice(None))
     for mirror in (False, True):
@@ -187,13 +189,18 @@ def test_the_objective_is_mse_to_the_labels_plus_cross_entropy_by_area(recipe):
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def trained(monkeypatch, recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int = 0, **options) -> list:
-    """The tensors of the network that is scored."""
-    scored = []
-    monkeypatch.setattr(students, "accuracy", lambda net, test, device: scored.extend(net.state_dict().values()) or 0.5)
+def scored(monkeypatch, recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int = 0, **options) -> nn.Module:
+    """The network that is scored."""
+    found: list[nn.Module] = []
+    monkeypatch.setattr(students, "accuracy", lambda net, test, device: found.append(net) or 0.5)
     result = students.train(recipe, SHAPE, canvas, views, None, seed=seed, device=tiny.CPU, **options)
     assert result == 0.5
-    return [tensor.clone() for tensor in scored]
+    return found[0]
+
+
+def trained(*args, **options) -> list:
+    """Its tensors."""
+    return [tensor.clone() for tensor in scored(*args, **options).state_dict().values()]
 
 
 def test_students_differ_by_seed_and_are_the_same_again(monkeypatch):
@@ -268,11 +275,10 @@ def test_a_student_on_labelled_digits_beats_chance(hard):
 
 def test_a_long_training_is_compiled_and_trains_the_same_student(monkeypatch):
     recipe = replace(QUICK, architecture="convnet2_w128", epochs=2)
-    short = trained(monkeypatch, recipe, tiny.canvas(6), views_of(6, 2))
+    short = scored(monkeypatch, recipe, tiny.canvas(6), views_of(6, 2)).eval()
     monkeypatch.setattr(compiling, "WORTH_COMPILING", 0)
-    long = trained(monkeypatch, recipe, tiny.canvas(6), views_of(6, 2))
-    nets = [build(recipe.architecture, SHAPE) for _ in range(2)]
-    for net, weights in zip(nets, (short, long), strict=True):
-        net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
-    ours, same = (net(tiny.pixels(10)) for net in nets)
-    torch.testing.assert_close(ours, same, rtol=1e-2, atol=1e-3)
+    long = scored(monkeypatch, recipe, tiny.canvas(6), views_of(6, 2))
+    kinds = [[type(module) for module in net.modules()] for net in (short, long)]
+    assert [AloneInFew in some for some in kinds] == [False, True]
+    with torch.no_grad():
+        torch.testing.assert_close(*(net(tiny.pixels(10)) for net in (long, short)), rtol=1e-2, atol=1e-3)

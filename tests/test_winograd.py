@@ -1,6 +1,5 @@
 """Convolutions with fewer multiplications are the same convolutions."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -93,22 +92,6 @@ def test_a_gradient_that_nobody_asks_for_is_not_made():
     images, weight = torch.randn(2, 16, 4, 4), torch.randn(32, 16, 3, 3, requires_grad=True)
     winograd.convolve(images, weight).sum().backward()
     assert images.grad is None and weight.grad is not None
-
-
-@pytest.mark.parametrize("architecture", ["convnet3", "convnet3_bn_w128"])
-def test_a_quick_network_is_the_same_by_the_same_weights(architecture):
-    net = build(architecture, Shape(tiny.CLASSES, tiny.SIDE))
-    twin, other = quick(net), copy.deepcopy(net)
-    kinds = [type(module) for module in twin.modules() if isinstance(module, nn.Conv2d | winograd.Convolution)]
-    assert kinds.count(winograd.Convolution) == 2 and not any(isinstance(m, nn.AvgPool2d) for m in twin.modules())
-    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
-    pixels_NCSS = tiny.pixels(4)
-    for made in (twin, other):
-        made.train()(pixels_NCSS).square().sum().backward()
-    for one, expected in zip(net.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, expected.grad, rtol=1e-3, atol=1e-3)
-    for one, expected in zip(net.buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
