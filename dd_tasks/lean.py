@@ -8,6 +8,7 @@ Shape letters: N images, C and O channels in and out, H x W pixels, P = C x 3 x 
 
 import copy
 import logging
+from collections import Counter
 from itertools import chain, product
 from typing import Any, TypeGuard, cast
 
@@ -19,6 +20,7 @@ from dd_tasks import winograd
 
 log = logging.getLogger(__name__)
 FEW = 3  # channels of images, at most
+MAKERS = nn.Conv2d, nn.GroupNorm  # of tensors that nothing else holds
 MANY = 1024  # pixels, from which on torch normalises channels-last images as fast as others
 
 
@@ -167,16 +169,25 @@ def fused(net: nn.Module) -> nn.Module:
 
 
 def _joined(net: nn.Module) -> nn.Module:
+    """A copy without the norms that follow a convolution, where its own code can be traced. ReLUs of what nothing else
+    reads need no memory of their own."""
     from torch.fx.experimental.optimization import fuse
 
     try:
         twin = cast(torch.fx.GraphModule, fuse(net))
-    except Exception as error:  # whatever of a network's own code cannot be traced
+    except Exception as error:  # whatever a network does
         log.debug("its BatchNorms stay: %s", error)
         return copy.deepcopy(net)
-    called = [node.target for node in twin.graph.nodes if node.op == "call_module"]
-    shared = (path for path in called if called.count(path) > 1)
-    return copy.deepcopy(net) if any(isinstance(twin.get_submodule(path), nn.Conv2d) for path in shared) else twin
+    calls = [node for node in twin.graph.nodes if node.op == "call_module"]
+    times, kinds = Counter(node.target for node in calls), {n.target: type(twin.get_submodule(n.target)) for n in calls}
+    if any(times[path] > 1 for path, kind in kinds.items() if kind is nn.Conv2d):
+        return copy.deepcopy(net)
+    for node in calls:
+        (source,) = node.all_input_nodes or (node,)
+        if kinds[node.target] is nn.ReLU and kinds.get(source.target) in MAKERS and len(source.users) == 1:
+            relu = cast(nn.ReLU, twin.get_submodule(node.target))
+            relu.inplace = relu.inplace or times[node.target] == 1
+    return twin
 
 
 def _is_of_processor(net: nn.Module) -> bool:

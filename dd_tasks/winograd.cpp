@@ -18,6 +18,7 @@ using Vec = at::vec::Vectorized<float>;
 using Int = std::int64_t;
 
 constexpr Int POINTS = 36;  // of a transformed tile
+constexpr Int TO_ALL = 7;   // the point that becomes a part of all pixels of a tile, as it is
 constexpr Int WIDE = Vec::size();
 constexpr int ROWS = 6, COLUMNS = WIDE == 16 ? 4 : 2;  // of vectors: a block of sums that the registers hold
 constexpr Int OF_A_BLOCK = 5 << 15;                    // numbers of transformed tiles that a core's cache holds
@@ -223,9 +224,10 @@ extern "C" bool grow(const float* weights, float* made, Int inner, Int outer, In
 }
 
 // made_NHWO from images_NHWC and the weights: grown before (kind 0); or not, and then by every thread for itself, which
-// takes less time than reading what another one wrote. Like `weigh`, false where memory is short.
-extern "C" bool convolve(const float* images, const float* weights, float* made, Int n, Int height, Int width,
-                         Int inner, Int outer, Int kind, Int threads) {
+// takes less time than reading what another one wrote. With bias_O, where there is one. Like `weigh`, false where memory
+// is short.
+extern "C" bool convolve(const float* images, const float* weights, const float* bias, float* made, Int n, Int height,
+                         Int width, Int inner, Int outer, Int kind, Int threads) {
     const Shape is{n, height, width, inner, outer};
     if (!is.tiles()) return true;
     const Int most = std::max<Int>(OF_A_BLOCK / (POINTS * (inner + outer)), ROWS);
@@ -246,9 +248,10 @@ extern "C" bool convolve(const float* images, const float* weights, float* made,
         for (Int block = 0; block < blocks * enough; ++block) {
             const Int first = block * size, tiles = std::min(size, is.tiles() - first);
             for (Int t = 0; t < tiles; ++t) input_tile(images, is, first + t, border, taken + t * inner, point_in);
+            for (Int t = 0; t < tiles && bias; ++t) std::copy_n(bias, outer, products + TO_ALL * point_out + t * outer);
             for (Int p = 0; p < POINTS && tiles > 0; ++p)
                 Product{taken + p * point_in, inner, 1, grown + p * apart, outer,
-                        products + p * point_out, outer, inner, false}.of(tiles, outer);
+                        products + p * point_out, outer, inner, bias && p == TO_ALL}.of(tiles, outer);
             for (Int t = 0; t < tiles; ++t) {
                 float* corner = output_at(made, is, first + t);
                 for (Int o = 0; o < outer; o += WIDE)

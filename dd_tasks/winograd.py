@@ -23,8 +23,8 @@ LANES = 16  # channels are a multiple of it, which any processor's vectors divid
 TILES = 10  # of a batch: with fewer, it saves nothing
 
 # Torch keeps compiled graphs on disk by the names of these operations: another name wherever one of them changes.
-KEPT_AS = "retort_4"
-FUNCTIONS = {"convolve": (3, 7), "weigh": (3, 6), "grow": (2, 4)}  # tensors and sizes that they take
+KEPT_AS = "retort_5"
+FUNCTIONS = {"convolve": (4, 7), "weigh": (3, 6), "grow": (2, 4)}  # tensors and sizes that they take
 
 GROWN, AS_IT_IS, TURNED = range(3)  # weights: transformed; not yet; not yet, of the output's gradient to the input's
 
@@ -64,9 +64,9 @@ def image_gradient(gradient_NOHW: Tensor, weight_OC33: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(f"{KEPT_AS}::convolve_frozen", mutates_args=(), device_types="cpu")
-def convolve_frozen(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor) -> Tensor:
+def convolve_frozen(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor, bias_O: Tensor | None) -> Tensor:
     """The same by weights that were transformed before: for the images, and for their gradient."""
-    return _by_tiles(images_NCHW, there_36CO, there_36CO.shape[2], GROWN)
+    return _by_tiles(images_NCHW, there_36CO, there_36CO.shape[2], GROWN, bias_O)
 
 
 def transformed(weight_OC33: Tensor, kind: int = AS_IT_IS) -> Tensor:
@@ -84,10 +84,10 @@ def _as_they_are(weight_OC33: Tensor, kind: int) -> Tensor:
     return _channels_last(weight_OC33) if kind == TURNED else weight_OC33.permute(2, 3, 1, 0).contiguous()
 
 
-def _by_tiles(images_NCHW: Tensor, weights: Tensor, outer: int, kind: int) -> Tensor:
+def _by_tiles(images_NCHW: Tensor, weights: Tensor, outer: int, kind: int, bias_O: Tensor | None = None) -> Tensor:
     images_NHWC = _channels_last(images_NCHW)
     made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], outer)
-    _call("convolve", images_NHWC, weights, made_NHWO, sizes=(*images_NHWC.shape, outer, kind))
+    _call("convolve", images_NHWC, weights, bias_O, made_NHWO, sizes=(*images_NHWC.shape, outer, kind))
     return made_NHWO.permute(0, 3, 1, 2)
 
 
@@ -101,10 +101,10 @@ def weight_gradient(images_NCHW: Tensor, gradient_NOHW: Tensor) -> Tensor:
     return made_O33C.permute(0, 3, 1, 2)
 
 
-def _call(name: str, *tensors: Tensor, sizes: tuple[int, ...]) -> None:
-    assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
+def _call(name: str, *tensors: Tensor | None, sizes: tuple[int, ...]) -> None:
+    assert all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors)
     function = getattr(kernels(), name)
-    if not function(*(tensor.data_ptr() for tensor in tensors), *sizes, torch.get_num_threads()):
+    if not function(*(t if t is None else t.data_ptr() for t in tensors), *sizes, torch.get_num_threads()):
         raise MemoryError(f"{name}: no memory for tiles of {sizes}")
 
 
@@ -142,18 +142,18 @@ convolve.register_autograd(_gradients, setup_context=_remember)
 
 
 @convolve_frozen.register_fake
-def _(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor) -> Tensor:
+def _(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor, bias_O: Tensor | None) -> Tensor:
     n, _, height, width = images_NCHW.shape
     return images_NCHW.new_empty(n, height, width, there_36CO.shape[2]).permute(0, 3, 1, 2)
 
 
 def _remember_weights(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+    ctx.save_for_backward(*inputs[1:3])
 
 
 def _gradient_of_images(ctx: torch.autograd.function.FunctionCtx, gradient_NOHW: Tensor) -> tuple[Tensor | None, ...]:
     there_36CO, back_36OC = ctx.saved_tensors  # type: ignore[attr-defined]
-    return convolve_frozen(gradient_NOHW, back_36OC, there_36CO), None, None
+    return convolve_frozen(gradient_NOHW, back_36OC, there_36CO, None), None, None, None
 
 
 convolve_frozen.register_autograd(_gradient_of_images, setup_context=_remember_weights)
@@ -188,8 +188,7 @@ class Frozen(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not _is_worth_it(images_NCHW):
             return self.like(images_NCHW)
-        made_NOHW = convolve_frozen(images_NCHW, self.there_36CO, self.back_36OC)
-        return made_NOHW if self.like.bias is None else made_NOHW + self.like.bias[:, None, None]
+        return convolve_frozen(images_NCHW, self.there_36CO, self.back_36OC, self.like.bias)
 
 
 def _is_worth_it(images_NCHW: Tensor) -> bool:

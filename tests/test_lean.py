@@ -89,6 +89,27 @@ def test_a_fused_network_says_the_same(architecture, norms, side):
     assert kinds.count(AloneInFew) == 3 * (architecture == "convnet3_w32")
 
 
+class Residual(nn.Module):
+    """ReLUs of what something else reads too, and of what nothing else does, there once and twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.alone, self.twice, self.once = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        made_NCHW = self.conv(images_NCHW)
+        added_NCHW = self.twice(made_NCHW) + made_NCHW + self.once(images_NCHW - 0.5)
+        return self.twice(added_NCHW) + self.alone(nn.functional.conv2d(added_NCHW, self.conv.weight, padding=1))
+
+
+@pytest.mark.parametrize(("net", "overwriting"), [(Residual(), 0), (build("convnet3_bn_w8", Shape(3, 16)), 3)])
+def test_only_what_nothing_else_reads_is_overwritten(net, overwriting):
+    twin, pixels_NCSS = fused(settled(net)), tiny.pixels(2)
+    with torch.no_grad():
+        close(twin(pixels_NCSS), net(pixels_NCSS))
+    assert sum(module.inplace for module in twin.modules() if isinstance(module, nn.ReLU)) == overwriting
+
+
 class Shared(nn.Module):
     """A convolution before two norms."""
 
