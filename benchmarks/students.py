@@ -2,7 +2,8 @@
 
 On the same 100 real images of CIFAR-10, views, observers and seeds, 300 epochs each; the labels must agree. `--way` and
 `--seeds` measure a part, which joins what benchmarks/results/students.json has. Of our seconds those of compiling are
-told apart; what one process compiles, later ones find on disk: `--way again` is ours once more, in such a one.
+told apart; what one process compiles, later ones find on disk: `--way again` is ours once more, in such a one. Building
+what convolves, once a machine, is timed by itself.
 """
 
 import copy
@@ -13,7 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any, TypeVar
 
 from flows.environment import keep_freed_memory, prepare_environment
@@ -28,7 +31,7 @@ from torch._dynamo.utils import calculate_time_spent  # noqa: E402
 
 from benchmarks import plain_student as plain  # noqa: E402
 from benchmarks.calls import RESULTS, keep, parser  # noqa: E402
-from dd_tasks import students  # noqa: E402
+from dd_tasks import students, winograd  # noqa: E402
 from dd_tasks.feeds import Feed  # noqa: E402
 from dd_tasks.label import Relabel  # noqa: E402
 from dd_tasks.networks import build  # noqa: E402
@@ -128,44 +131,36 @@ def compiling() -> float:
     return float(calculate_time_spent().get("total_wall_time", 0.0))
 
 
-def measured(bench: Bench, labeller: Relabel, way: str, seeds: Sequence[int], known: dict[str, Any]) -> dict[str, Any]:
-    """One way: its labels, where their seconds are not known, and students. AssertionError where it does not label as
-    the other does."""
+def labels(bench: Bench, labeller: Relabel, ways: Sequence[str]) -> tuple[Views, dict[str, Any]]:
+    """The views, and of each way what labelling them takes. AssertionError where they do not label the same."""
     before = compiling()
     views, took = timed(lambda: labeller.label(bench.canvas, bench.studio))
-    if way != "plain":
-        took["compile_seconds"] = round(compiling() - before, 2)
-        return {"relabel": took, "seeds": {str(seed): bench.ours(views, seed) for seed in seeds}}
-    made = dict(known)
-    if not made:
-        labels, made["relabel"] = timed(lambda: bench.plain_labels(views))
-        made["relabel"]["compile_seconds"] = 0.0
-        apart = (torch.cat(labels).float() - views.logits_VK.float()).abs().max().item()
+    took["compile_seconds"] = round(compiling() - before, 2)
+    found: dict[str, Any] = {way: {"relabel": took} for way in ways}
+    if "plain" in ways:
+        theirs, took = timed(lambda: bench.plain_labels(views))
+        apart = (torch.cat(theirs).float() - views.logits_VK.float()).abs().max().item()
         assert apart < 0.05, apart
-        made["labels_apart"] = round(apart, 4)
-    return made | {"seeds": {str(seed): bench.plainly(views, seed) for seed in seeds}}
+        found["plain"] = {"relabel": {**took, "compile_seconds": 0.0}, "labels_apart": round(apart, 4)}
+    return views, found
 
 
 def ratios(found: dict[str, Any]) -> dict[str, float]:
-    """Of the seconds of labels and one student, that of the first seed; without those of compiling; and again."""
-    first = min(found["ours"]["seeds"])
+    """Of the seconds of labels and one student, by the mean over its seeds: plainly over ours, with those of compiling
+    and without; and over ours again."""
+    if not found.keys() >= {"ours", "plain"}:
+        return {}
 
-    def spent(way: str, what: str = "seconds") -> float:
-        return float(found[way]["relabel"][what] + found[way]["seeds"][first][what])
+    def spent(way: str, *, compiling: bool = True) -> float:
+        timed = [found[way]["relabel"], *found[way]["seeds"].values()]
+        working = [part["seconds"] - part["compile_seconds"] for part in timed]
+        compiled = sum(part["compile_seconds"] for part in timed[:2])  # once, whatever number of seeds
+        return float(working[0] + mean(working[1:]) + compiled * compiling)
 
-    plain, ours = spent("plain"), spent("ours")
-    made = {"ratio": plain / ours, "ratio_without_compiling": plain / (ours - spent("ours", "compile_seconds"))}
-    if first in found.get("again", {}).get("seeds", ()):
-        made["ratio_again"] = plain / spent("again")
-    return {name: round(ratio, 2) for name, ratio in made.items()}
-
-
-def joined(before: dict[str, Any], way: str, new: dict[str, Any]) -> dict[str, Any]:
-    """With what there is of other seeds and of the other ways."""
-    old = before.get(way, {"seeds": {}})
-    found = before | {way: {**old, **new, "seeds": {**old["seeds"], **new["seeds"]}}}
-    both = all(found.get(name, {}).get("seeds") for name in ("ours", "plain"))
-    return found | ratios(found) if both else found
+    made = {"ratio": spent("ours"), "ratio_without_compiling": spent("ours", compiling=False)}
+    if "again" in found:
+        made["ratio_again"] = spent("again")
+    return {name: round(spent("plain") / seconds, 2) for name, seconds in made.items()}
 
 
 def main() -> None:
@@ -189,14 +184,17 @@ def main() -> None:
         pass
     path = RESULTS / "students.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for way in arguments.way:
-        bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data, test)
-        known = {name: value for name, value in found.get(way, {}).items() if name != "seeds"}
-        found = joined(found, way, measured(bench, run.recipe.labeller, way, arguments.seeds, known))
-        command = "python -m benchmarks.students --data CIFAR10"
-        if arguments.observer_epochs:
-            command += f" --observer-epochs {arguments.observer_epochs}"
-        keep("students", found | {"command": command, "machine": machine()})
+    _, building = timed(winograd.kernels)
+    bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data, test)
+    views, labelled = labels(bench, run.recipe.labeller, arguments.way)
+    for way in arguments.way:  # in turn, seed by seed: a machine has slower and faster hours
+        found[way] = {**labelled[way], "building": building, "seeds": {}, **found.get(way, {})}
+    for seed, way in product(arguments.seeds, arguments.way):
+        found[way]["seeds"][str(seed)] = (bench.plainly if way == "plain" else bench.ours)(views, seed)
+    command = "python -m benchmarks.students --data CIFAR10"
+    if arguments.observer_epochs:
+        command += f" --observer-epochs {arguments.observer_epochs}"
+    keep("students", found | ratios(found) | {"command": command, "machine": machine()})
 
 
 if __name__ == "__main__":
