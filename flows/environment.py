@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,8 +63,9 @@ def keep_freed_memory() -> None:
 
 
 def leave_garbage() -> None:
-    """Where the process ends: all that the libraries have made is not searched for garbage once more, for a second."""
-    atexit.register(gc.freeze)
+    """Where the process ends: all that the libraries have made is not searched for garbage once more, for a second. But
+    for Triton, which would tell of each thing of its own that is left."""
+    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
 
 
 @contextmanager
