@@ -148,17 +148,18 @@ def labels(bench: Bench, labeller: Relabel, ways: Sequence[str]) -> tuple[Views,
 def ratios(found: dict[str, Any]) -> dict[str, float]:
     """Of the seconds of labels and one student, by the mean over its seeds: plainly over ours, with those of compiling
     and without; and over ours again."""
-    if not found.keys() >= {"ours", "plain"}:
+    measured = [way for way in found if way in ("ours", "plain", "again") and found[way]["seeds"]]
+    if not {"ours", "plain"} <= set(measured):
         return {}
 
     def spent(way: str, *, compiling: bool = True) -> float:
-        timed = [found[way]["relabel"], *found[way]["seeds"].values()]
-        working = [part["seconds"] - part["compile_seconds"] for part in timed]
-        compiled = sum(part["compile_seconds"] for part in timed[:2])  # once, whatever number of seeds
+        parts = [found[way]["relabel"], *found[way]["seeds"].values()]
+        working = [part["seconds"] - part["compile_seconds"] for part in parts]
+        compiled = sum(part["compile_seconds"] for part in parts[:2])  # once, whatever number of seeds
         return float(working[0] + mean(working[1:]) + compiled * compiling)
 
     made = {"ratio": spent("ours"), "ratio_without_compiling": spent("ours", compiling=False)}
-    if "again" in found:
+    if "again" in measured:
         made["ratio_again"] = spent("again")
     return {name: round(spent("plain") / seconds, 2) for name, seconds in made.items()}
 

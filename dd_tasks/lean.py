@@ -183,10 +183,10 @@ def _joined(net: nn.Module) -> nn.Module:
     if any(times[path] > 1 for path, kind in kinds.items() if kind is nn.Conv2d):
         return copy.deepcopy(net)
     for node in calls:
-        (source,) = node.all_input_nodes or (node,)
-        if kinds[node.target] is nn.ReLU and kinds.get(source.target) in MAKERS and len(source.users) == 1:
-            relu = cast(nn.ReLU, twin.get_submodule(node.target))
-            relu.inplace = relu.inplace or times[node.target] == 1
+        if kinds[node.target] is nn.ReLU and times[node.target] == 1:
+            (source,) = node.all_input_nodes
+            if kinds.get(source.target) in MAKERS and len(source.users) == 1:
+                cast(nn.ReLU, twin.get_submodule(node.target)).inplace = True
     return twin
 
 
