@@ -31,9 +31,10 @@ from torch._dynamo.utils import calculate_time_spent  # noqa: E402
 
 from benchmarks import plain_student as plain  # noqa: E402
 from benchmarks.calls import RESULTS, keep, parser  # noqa: E402
-from dd_tasks import students, winograd  # noqa: E402
+from dd_tasks import students  # noqa: E402
 from dd_tasks.feeds import Feed  # noqa: E402
 from dd_tasks.label import Relabel  # noqa: E402
+from dd_tasks.native import kernels  # noqa: E402
 from dd_tasks.networks import build  # noqa: E402
 from dd_tasks.students import StudentRecipe, batch_sizes, batches  # noqa: E402
 from dd_tasks.types import Canvas, Studio, Views  # noqa: E402
@@ -185,7 +186,7 @@ def main() -> None:
         pass
     path = RESULTS / "students.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    _, building = timed(winograd.kernels)
+    _, building = timed(kernels)
     bench = Bench(run.students[0], canvas, replace(studio, rng=torch.Generator().manual_seed(0)), data, test)
     views, labelled = labels(bench, run.recipe.labeller, arguments.way)
     for way in arguments.way:  # in turn, seed by seed: a machine has slower and faster hours

@@ -27,9 +27,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.calls import RESULTS, keep  # noqa: E402
 from dd_tasks.committee import as_one, seeded  # noqa: E402
-from dd_tasks.compiling import compiled  # noqa: E402
+from dd_tasks.compiling import for_training  # noqa: E402
 from dd_tasks.networks import Shape, build  # noqa: E402
-from dd_tasks.students import Average, Graded, StudentRecipe, objective  # noqa: E402
+from dd_tasks.students import Average, StudentRecipe, objective  # noqa: E402
 from flows.workspace import machine  # noqa: E402
 
 STUDENTS, PROCESSES = 3, 2
@@ -49,20 +49,20 @@ class Bench:
     def fresh(self, seed: int) -> nn.Module:
         return seeded(lambda: build(self.architecture, SHAPE), seed).to(memory_format=torch.channels_last)
 
-    def lesson(self, seed: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-        """pixels_VCSS, labels_VK, the classes of views and partners, and the areas that the former fill."""
+    def lesson(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """pixels_VCSS, labels_VK, and shares_VK of the areas by class."""
         rng, n = torch.Generator().manual_seed(seed), self.batch
         pixels_VCSS = torch.rand(n, 3, SHAPE.side, SHAPE.side, generator=rng)
-        classes = torch.randint(SHAPE.classes, (2, n), generator=rng)
         labels_VK = torch.randn(n, SHAPE.classes, generator=rng)
-        own_V = torch.rand(n, generator=rng)
-        return pixels_VCSS.contiguous(memory_format=torch.channels_last), labels_VK, (classes[0], classes[1]), own_V
+        shares_VK = torch.rand(n, SHAPE.classes, generator=rng)
+        shares_VK /= shares_VK.sum(1, keepdim=True)
+        return pixels_VCSS.contiguous(memory_format=torch.channels_last), labels_VK, shares_VK
 
     def alone(self, seed: int) -> Step:
         """As `dd_tasks.students` does it."""
         net, lesson = self.fresh(seed), self.lesson(seed)
-        graded, weights = compiled(Graded(RECIPE, net), LONG, SHAPE.side), as_one(net)
-        return _step(lambda: graded(*lesson)[None], [weights])
+        fast, weights = for_training(net, LONG, SHAPE.side), as_one(net)
+        return _step(lambda: objective(RECIPE, fast(lesson[0]), *lesson[1:])[None], [weights])
 
     def stacked(self, compile_it: bool) -> Step:
         """All students as one network with a further dimension."""

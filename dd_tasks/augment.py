@@ -141,6 +141,16 @@ def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:
     return 1 - mix_boxes_V4[:, 2].float() * mix_boxes_V4[:, 3].float() / (side * side)
 
 
+def class_shares(views: Views, targets_N: Tensor, classes: int, side: int) -> Tensor:
+    """shares_VK of each view's area that show images of these classes."""
+    own_V1 = own_share(views.mix_boxes_V4, side)[:, None]
+    first_VK, second_VK = (
+        torch.nn.functional.one_hot(targets_N[images_V.long()], classes)
+        for images_V in (views.images_V, views.partners_V)
+    )
+    return own_V1 * first_VK + (1 - own_V1) * second_VK
+
+
 def shifted(pixels_NCHW: Tensor, reach: int, rng: torch.Generator, *, flip: bool = True) -> Tensor:
     """Each image moved by up to `reach` pixels, edges reflected, half of them flipped: the usual view for training."""
     n, _, height, width = pixels_NCHW.shape

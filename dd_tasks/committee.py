@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_tasks.augment import shifted
-from dd_tasks.compiling import compiled
+from dd_tasks.compiling import for_training
 from dd_tasks.errors import InputError, unknown
 from dd_tasks.hub import fetch_weights
 from dd_tasks.networks import Shape, build, with_features
@@ -298,7 +298,7 @@ def _trained(
     """The network, and its checkpoints by epoch."""
     net = seeded(lambda: build(recipe.architecture, shape), recipe.seed)
     net = net.to(device).to(memory_format=torch.channels_last)
-    fast = compiled(net, recipe.epochs * feed.samples, shape.side)
+    fast = for_training(net, recipe.epochs * feed.samples, shape.side)
     steps = recipe.epochs * (feed.samples // recipe.batch)
     optimiser = torch.optim.SGD([as_one(net)], recipe.peak_rate, 0.9, weight_decay=recipe.weight_decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

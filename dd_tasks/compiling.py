@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dd_tasks.instance_norm import NormReluPool
 from dd_tasks.lean import fused, quick
 from dd_tasks.types import Observer
 
@@ -26,14 +27,17 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def compiled(net: nn.Module, images: int, side: int) -> nn.Module:
-    """The network, to be trained by the same weights, in quicker operations and compiled, where the training ahead (so
-    many images of this side) is worth it. For every size of a batch by itself: what a process compiled before, and for
-    which sizes, changes nothing."""
+def for_training(net: nn.Module, images: int, side: int) -> nn.Module:
+    """The network, to be trained by the same weights, in quicker operations, where the training ahead (so many images
+    of this side) is worth it; and compiled, where those leave something to join. For every size of a batch by itself:
+    what a process compiled before, and for which sizes, changes nothing."""
     if not worth_compiling(images, side):
         return net
+    made = quick(net)
+    if any(isinstance(module, NormReluPool) for module in made.modules()):
+        return made
     _prepare()
-    return torch.compile(quick(net), dynamic=False)  # type: ignore[return-value]
+    return torch.compile(made, dynamic=False)  # type: ignore[return-value]
 
 
 def traced(graph: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:

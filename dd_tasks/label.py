@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dd_tasks.augment import own_share, random_crops, random_mix_boxes, show
+from dd_tasks.augment import class_shares, random_crops, random_mix_boxes, show
 from dd_tasks.compiling import swift
 from dd_tasks.errors import InputError, NumericalError
 from dd_tasks.numerics import says
@@ -117,12 +117,7 @@ class OneHot(Drawn):
         if not every:
             return no_views(studio.classes)
         views = _joined(every).to(torch.device("cpu"))
-        own_V1 = own_share(views.mix_boxes_V4, side)[:, None]
-        first_VK, second_VK = (
-            F.one_hot(canvas.targets_N[images_V.long()], studio.classes)
-            for images_V in (views.images_V, views.partners_V)
-        )
-        shares_VK = own_V1 * first_VK + (1 - own_V1) * second_VK
+        shares_VK = class_shares(views, canvas.targets_N, studio.classes, side)
         return replace(views, logits_VK=shares_VK.log().clamp_min(NEVER).half())
 
 

@@ -1,5 +1,5 @@
-"""Networks rewritten: the same numbers in fewer and quicker operations. `lean` and `quick` ones are to be compiled, one
-that is frozen for its gradient by images, one in training; `fused` ones need no compiler.
+"""Networks rewritten: the same numbers in fewer and quicker operations. `lean` ones are frozen, for their gradient by
+images, and to be compiled; `quick` ones are in training; `fused` ones are frozen and need no compiler.
 
 Modules are known by their exact types: what inherits from one of torch's, as timm's do, computes something else.
 
@@ -8,20 +8,22 @@ Shape letters: N images, C and O channels in and out, H x W pixels, P = C x 3 x 
 
 import copy
 import logging
-from collections import Counter
-from itertools import chain, product
+from collections.abc import Iterator
+from itertools import chain, islice, product
 from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from dd_tasks import winograd
+from dd_tasks.instance_norm import NormReluPool
+from dd_tasks.native import LANES, kernels
 
 log = logging.getLogger(__name__)
 FEW = 3  # channels of images, at most
 MAKERS = nn.Conv2d, nn.GroupNorm  # of tensors that nothing else holds
-MANY = 1024  # pixels, from which on torch normalises channels-last images as fast as others
 
 
 class Scaled(nn.Module):
@@ -63,31 +65,6 @@ def _even(input_NCHW: Tensor) -> Tensor:
     """Without an odd last row or column."""
     height, width = (size - size % 2 for size in input_NCHW.shape[2:])
     return input_NCHW[:, :, :height, :width]
-
-
-class Alone(nn.Module):
-    """A GroupNorm of every channel by itself: compiled, it and its gradient keep channels last."""
-
-    def __init__(self, like: nn.GroupNorm) -> None:
-        super().__init__()
-        self.like = like
-
-    def forward(self, input_NCHW: Tensor) -> Tensor:
-        variance_NC11, mean_NC11 = torch.var_mean(input_NCHW, (2, 3), correction=0, keepdim=True)
-        scale_NC11 = torch.rsqrt(variance_NC11 + self.like.eps) * self.like.weight[:, None, None]
-        return input_NCHW * scale_NC11 + (self.like.bias[:, None, None] - mean_NC11 * scale_NC11)
-
-
-class AloneInFew(Alone):
-    """The same of few channels-last pixels, not compiled, where torch goes through them channel by channel."""
-
-    def forward(self, input_NCHW: Tensor) -> Tensor:
-        if input_NCHW.shape[2] * input_NCHW.shape[3] >= MANY:
-            return self.like(input_NCHW)
-        apart_NCHW = input_NCHW - input_NCHW.mean((2, 3), keepdim=True)
-        variance_NC11 = apart_NCHW.square().mean((2, 3), keepdim=True)
-        scale_NC11 = torch.rsqrt(variance_NC11 + self.like.eps) * self.like.weight[:, None, None]
-        return torch.addcmul(self.like.bias[:, None, None], apart_NCHW, scale_NC11)
 
 
 class _OfImages(torch.autograd.Function):
@@ -140,17 +117,16 @@ def lean(net: nn.Module) -> nn.Module:
 
 def quick(net: nn.Module) -> nn.Module:
     """The same network, to be trained by the same weights and buffers, on a processor: its wide 3x3 convolutions take
-    fewer multiplications, its norms and average pools no transposes."""
+    fewer multiplications, its average pools no transposes, and of a ConvNet what follows a convolution is one."""
     made = copy.deepcopy(net, {id(t): t for t in chain(net.parameters(), net.buffers())})
     if not _is_of_processor(net):
         return made
+    _join_pools(made)
     for path, module in list(made.named_modules()):
         if winograd.is_wide(module):
             made.set_submodule(path, winograd.Convolution(module))
         elif type(module) is nn.AvgPool2d and _halves(module):
             made.set_submodule(path, Averaged())
-        elif _is_alone(module):
-            made.set_submodule(path, Alone(module))
     return made
 
 
@@ -160,11 +136,10 @@ def fused(net: nn.Module) -> nn.Module:
     twin = _joined(net)
     if not _is_of_processor(net):
         return twin
+    _join_pools(twin)
     for path, module in list(twin.named_modules()):
         if winograd.is_wide(module):
             twin.set_submodule(path, winograd.Frozen(module))
-        elif _is_alone(module):
-            twin.set_submodule(path, AloneInFew(module))
     return twin
 
 
@@ -174,20 +149,57 @@ def _joined(net: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     try:
-        twin = cast(torch.fx.GraphModule, fuse(net))
+        twin = cast(GraphModule, fuse(net))
     except Exception as error:  # whatever a network does
         log.debug("its BatchNorms stay: %s", error)
         return copy.deepcopy(net)
-    calls = [node for node in twin.graph.nodes if node.op == "call_module"]
-    times, kinds = Counter(node.target for node in calls), {n.target: type(twin.get_submodule(n.target)) for n in calls}
-    if any(times[path] > 1 for path, kind in kinds.items() if kind is nn.Conv2d):
+    calls = _calls(twin)
+    kinds: dict[str, type] = {path: type(twin.get_submodule(path)) for path in calls}
+    if any(len(nodes) > 1 for path, nodes in calls.items() if kinds[path] is nn.Conv2d):
         return copy.deepcopy(net)
-    for node in calls:
-        if kinds[node.target] is nn.ReLU and times[node.target] == 1:
-            (source,) = node.all_input_nodes
-            if kinds.get(source.target) in MAKERS and len(source.users) == 1:
-                cast(nn.ReLU, twin.get_submodule(node.target)).inplace = True
+    for path, nodes in calls.items():
+        if kinds[path] is nn.ReLU and len(nodes) == 1:
+            (source,) = nodes[0].all_input_nodes
+            if kinds.get(str(source.target)) in MAKERS and len(source.users) == 1:
+                cast(nn.ReLU, twin.get_submodule(path)).inplace = True
     return twin
+
+
+def _join_pools(net: nn.Module) -> None:
+    """Where only a ReLU reads what a norm made, and only a mean of 2 x 2 pixels what that made, all three become one
+    module."""
+    if not any(_is_alone(module) for module in net.modules()):
+        return
+    try:
+        calls = _calls(torch.fx.symbolic_trace(net))
+    except Exception as error:  # whatever a network does
+        log.debug("its norms stay: %s", error)
+        return
+    for path, (node, *_) in calls.items():
+        three = [path, *islice(_readers(node), 2)]
+        norm, *others = (net.get_submodule(each) for each in three)
+        once = all(len(calls[each]) == 1 for each in three)
+        if once and _is_alone(norm) and [type(m) for m in others] == [nn.ReLU, nn.AvgPool2d] and _halves(others[1]):
+            for each, module in zip(three, (NormReluPool(norm), nn.Identity(), nn.Identity()), strict=True):
+                net.set_submodule(each, module)
+
+
+def _calls(traced: GraphModule) -> dict[str, list[Node]]:
+    """Of every module by its path, where it is called."""
+    calls: dict[str, list[Node]] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(node.target, []).append(node)
+    return calls
+
+
+def _readers(node: Node) -> Iterator[str]:
+    """The modules after it, as long as each alone reads what the one before made."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.op != "call_module":
+            return
+        yield str(node.target)
 
 
 def _is_of_processor(net: nn.Module) -> bool:
@@ -195,7 +207,10 @@ def _is_of_processor(net: nn.Module) -> bool:
 
 
 def _is_alone(norm: nn.Module) -> TypeGuard[nn.GroupNorm]:
-    return type(norm) is nn.GroupNorm and norm.num_groups == norm.num_channels and norm.affine
+    """Of every channel by itself, where there is what joins it to others."""
+    if type(norm) is not nn.GroupNorm or norm.num_groups != norm.num_channels or not norm.affine:
+        return False
+    return norm.num_channels % LANES == 0 and kernels() is not None
 
 
 def _halves(pool: nn.Module) -> TypeGuard[nn.MaxPool2d | nn.AvgPool2d]:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd_tasks.augment import own_share, show
+from dd_tasks.augment import class_shares, show
 from dd_tasks.claims import ORDINARY_UPDATES
 from dd_tasks.committee import accuracy, as_one, autocast, seeded
-from dd_tasks.compiling import compiled, worth_compiling
+from dd_tasks.compiling import for_training, worth_compiling
 from dd_tasks.errors import InputError
 from dd_tasks.lean import fused
 from dd_tasks.networks import Shape, build, builder
@@ -159,7 +159,7 @@ def _trained(
 ) -> nn.Module:
     """A student, with the average of its weights."""
     net = seeded(lambda: build(recipe.architecture, shape), seed).to(device).to(memory_format=torch.channels_last)
-    graded = compiled(Graded(recipe, net), recipe.epochs * len(canvas), shape.side)
+    fast = for_training(net, recipe.epochs * len(canvas), shape.side)
     weights = as_one(net)
     optimiser = torch.optim.AdamW([weights], recipe.rate, weight_decay=recipe.weight_decay, fused=True)
     average = Average([weights.detach(), *(t for t in net.buffers() if t.is_floating_point())], recipe.ema)
@@ -169,7 +169,8 @@ def _trained(
     for step, lesson in enumerate(track(lessons, what, steps)):
         optimiser.param_groups[0]["lr"] = recipe.rate * rate_at(step / steps, recipe.tail)
         with autocast(device):  # type: ignore[attr-defined]
-            loss = graded(lesson.pixels_VCSS, lesson.labels_VK, lesson.classes, lesson.own_V)
+            logits_VK = fast(lesson.pixels_VCSS)
+        loss = objective(recipe, logits_VK.float(), lesson.labels_VK, lesson.shares_VK)
         watch.note(step, loss)
         optimiser.zero_grad(set_to_none=False)
         loss.backward()
@@ -181,17 +182,6 @@ def _trained(
     watch.note(steps - 1, *average.now)
     expect_learning(watch, steps, what, LOWER_RATE)
     return net
-
-
-class Graded(nn.Module):
-    """The objective of what a network says of a batch."""
-
-    def __init__(self, recipe: StudentRecipe, net: nn.Module) -> None:
-        super().__init__()
-        self.recipe, self.net = recipe, net
-
-    def forward(self, pixels_VCSS: Tensor, labels_VK: Tensor, classes: tuple[Tensor, Tensor], own_V: Tensor) -> Tensor:
-        return objective(self.recipe, self.net(pixels_VCSS).float(), labels_VK, classes, own_V)
 
 
 class Average:
@@ -216,13 +206,11 @@ class Average:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch on the device: pixels in channels-last, float labels, the classes of the views' own images and of their
-    partners, and the area that the former fill."""
+    """A batch on the device: pixels in channels-last, float labels, and the classes by the area that they fill."""
 
     pixels_VCSS: Tensor
     labels_VK: Tensor
-    classes: tuple[Tensor, Tensor]
-    own_V: Tensor
+    shares_VK: Tensor
 
 
 def _lessons(recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int, device: torch.device) -> Iterator[Lesson]:
@@ -238,12 +226,11 @@ def _lessons(recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int, dev
         if recipe.mirror:
             seen_VCSS = torch.where(flips_V.to(device)[:, None, None, None], seen_VCSS.flip(3), seen_VCSS)
         seen_VCSS = seen_VCSS.contiguous(memory_format=torch.channels_last)
-        first_V, second_V = targets_N[chosen.images_V.long()], targets_N[chosen.partners_V.long()]
-        own_V, labels_VK = own_share(chosen.mix_boxes_V4, seen_VCSS.shape[-1]), chosen.logits_VK.float()
+        labels_VK = chosen.logits_VK.float()
+        shares_VK = class_shares(chosen, targets_N, labels_VK.shape[1], seen_VCSS.shape[-1])
         sizes = [len(rows) for rows, _ in some]
-        parts = (tensor.split(sizes) for tensor in (seen_VCSS, labels_VK, first_V, second_V, own_V))
-        for pixels, labels, first, second, own in zip(*parts, strict=True):
-            yield Lesson(pixels, labels, (first, second), own)
+        for parts in zip(*(tensor.split(sizes) for tensor in (seen_VCSS, labels_VK, shares_VK)), strict=True):
+            yield Lesson(*parts)
 
 
 def _turned(recipe: StudentRecipe, views: Views, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -253,15 +240,10 @@ def _turned(recipe: StudentRecipe, views: Views, rng: torch.Generator) -> Iterat
         yield rows_V, flips_V
 
 
-def objective(
-    recipe: StudentRecipe, logits_VK: Tensor, labels_VK: Tensor, classes: tuple[Tensor, Tensor], own_V: Tensor
-) -> Tensor:
-    """The loss on some views: soft labels by MSE plus a little cross-entropy, or cross-entropy alone where `hard`.
-
-    `classes` are those of the views' own images and of their partners; `own_V` the area the former fill.
-    """
-    first_V, second_V = (F.cross_entropy(logits_VK, targets_V, reduction="none") for targets_V in classes)
-    by_class = (own_V * first_V + (1 - own_V) * second_V).mean()
+def objective(recipe: StudentRecipe, logits_VK: Tensor, labels_VK: Tensor, shares_VK: Tensor) -> Tensor:
+    """The loss on some views: soft labels by MSE plus a little cross-entropy, by the area that a class fills, or
+    cross-entropy alone where `hard`."""
+    by_class = F.cross_entropy(logits_VK, shares_VK)
     if recipe.hard:
         return by_class
     return F.mse_loss(logits_VK, labels_VK) + recipe.class_weight * by_class

@@ -175,21 +175,28 @@ Number* output_at(Number* images, const Shape& is, Int tile) {
     return images + (row * is.width + tile % is.across() * 4) * is.outer;
 }
 
-// Those of a convolution, 33CO; or, where `turned`, of the one that takes its output's gradient to its input's: C33O,
-// with channels in and out changed over, and by half a turn.
+// Those of a convolution, O33C; or, where `turned`, of the one that takes its output's gradient to its input's, with
+// channels in and out changed over, and by half a turn.
 struct Weights {
     const float* numbers;
     Int inner, outer;
     bool turned;
 
-    // 36CO of some channels in: `apart` numbers from one point to the next.
-    void grow(float* made, Int apart, Int first, Int end) const {
-        const Int row = turned ? 9 * outer : outer, point = turned ? outer : inner * outer;
-        for (Int r = first; r < end; ++r)
-            for (Int x = 0; x < outer; x += WIDE)
-                transform<3, 6, grown>(
-                    [&](int i, int j) { return numbers + r * row + (turned ? 8 - i * 3 - j : i * 3 + j) * point + x; },
-                    [&](int i, int j) { return made + (i * 6 + j) * apart + r * outer + x; });
+    // 36CO of WIDE channels in: `apart` numbers from one point to the next.
+    void grow(float* made, Int apart, Int first) const {
+        for (Int o = 0; o < outer && !turned; o += WIDE) {
+            float across[9][WIDE][WIDE];
+            for (Int p = 0; p < 9; ++p)
+                at::vec::transpose_mxn<float, WIDE, WIDE>(
+                    numbers + (o * 9 + p) * inner + first, 9 * inner, across[p][0], WIDE);
+            for (Int c = 0; c < WIDE; ++c)
+                transform<3, 6, grown>([&](int i, int j) { return across[i * 3 + j][c]; },
+                                       [&](int i, int j) { return made + (i * 6 + j) * apart + (first + c) * outer + o; });
+        }
+        for (Int c = first; c < first + WIDE && turned; ++c)
+            for (Int o = 0; o < outer; o += WIDE)
+                transform<3, 6, grown>([&](int i, int j) { return numbers + (c * 9 + 8 - i * 3 - j) * outer + o; },
+                                       [&](int i, int j) { return made + (i * 6 + j) * apart + c * outer + o; });
     }
 };
 
@@ -218,8 +225,7 @@ float* room(Int numbers) {
 // grown_36CO from weights as they are (kind 1) or turned (kind 2).
 extern "C" bool grow(const float* weights, float* made, Int inner, Int outer, Int kind, Int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (Int row = 0; row < inner; ++row)
-        Weights{weights, inner, outer, kind == 2}.grow(made, inner * outer, row, row + 1);
+    for (Int c = 0; c < inner; c += WIDE) Weights{weights, inner, outer, kind == 2}.grow(made, inner * outer, c);
     return true;
 }
 
@@ -241,7 +247,7 @@ extern "C" bool convolve(const float* images, const float* weights, const float*
         float* own = kind ? room<3>(POINTS * apart) : nullptr;
         if (taken && products && border && (own || !kind)) std::fill_n(border, inner, 0.f);
         else enough = false;
-        if (own) Weights{weights, inner, outer, kind == 2}.grow(own, apart, 0, inner);
+        for (Int c = 0; c < inner && own; c += WIDE) Weights{weights, inner, outer, kind == 2}.grow(own, apart, c);
         const float* grown = own ? own : weights;
 #pragma omp barrier
 #pragma omp for schedule(static)

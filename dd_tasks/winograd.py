@@ -1,66 +1,37 @@
 """3x3 convolutions with a quarter of the multiplications, for processors: F(4x4, 3x3) of Lavin & Gray 2016.
 
 Of each 4 x 4 pixels of the output the 6 x 6 of the input that they come from are transformed, multiplied by the
-transformed weights as 36 matrices, and transformed back: by winograd.cpp, which torch's compiler builds once a machine.
-The same in exact arithmetic; in float32 as near as 1e-5 of the largest output. Deterministic, with any number of
-threads. GPUs have kernels of their own for this.
+transformed weights as 36 matrices, and transformed back, by winograd.cpp. The same in exact arithmetic; in float32 as
+near as 1e-5 of the largest output. Deterministic, with any number of threads. GPUs have kernels of their own for this.
 
 Shape letters: N images, C and O channels in and out, H x W pixels, 36 = 6 x 6.
 """
 
-import ctypes
-import logging
-from functools import cache
-from pathlib import Path
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_suffix(".cpp")
-LANES = 16  # channels are a multiple of it, which any processor's vectors divide
+from dd_tasks.native import LANES, call, channels_last, kernels
+
 TILES = 10  # of a batch: with fewer, it saves nothing
 
 # Torch keeps compiled graphs on disk by the names of these operations: another name wherever one of them changes.
-KEPT_AS = "retort_5"
-FUNCTIONS = {"convolve": (4, 7), "weigh": (3, 6), "grow": (2, 4)}  # tensors and sizes that they take
+KEPT_AS = "retort_6"
 
 GROWN, AS_IT_IS, TURNED = range(3)  # weights: transformed; not yet; not yet, of the output's gradient to the input's
 
 
-@cache
-def kernels() -> ctypes.CDLL | None:
-    """The functions of winograd.cpp; none where they cannot be built. Not before they are asked for: what builds them
-    takes seconds to import."""
-    from torch._inductor.codecache import CppCodeCache
-
-    try:
-        library = CppCodeCache.load(SOURCE.read_text(encoding="utf-8"))
-    except Exception as error:  # of the compiler, the linker, or a cache that must not hold programs
-        log.debug("convolutions stay as they are: %s", error)
-        return None
-    for name, (tensors, sizes) in FUNCTIONS.items():
-        function = getattr(library, name)
-        function.argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * sizes
-        function.restype = ctypes.c_bool
-    return library
-
-
-def _channels_last(images_NCHW: Tensor) -> Tensor:
-    return images_NCHW.permute(0, 2, 3, 1).contiguous()
-
-
 @torch.library.custom_op(f"{KEPT_AS}::convolve", mutates_args=(), device_types="cpu")
-def convolve(images_NCHW: Tensor, weight_OC33: Tensor) -> Tensor:
+def convolve(images_NCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor | None) -> Tensor:
     """float32 convolution in channels-last, with a border of one zero. H and W are multiples of 4, C and O of LANES."""
-    return _by_tiles(images_NCHW, _as_they_are(weight_OC33, AS_IT_IS), weight_OC33.shape[0], AS_IT_IS)
+    return _by_tiles(images_NCHW, channels_last(weight_OC33), weight_OC33.shape[0], AS_IT_IS, bias_O)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::image_gradient", mutates_args=(), device_types="cpu")
 def image_gradient(gradient_NOHW: Tensor, weight_OC33: Tensor) -> Tensor:
     """gradient_NCHW of the images."""
-    return _by_tiles(gradient_NOHW, _as_they_are(weight_OC33, TURNED), weight_OC33.shape[1], TURNED)
+    return _by_tiles(gradient_NOHW, channels_last(weight_OC33), weight_OC33.shape[1], TURNED)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::convolve_frozen", mutates_args=(), device_types="cpu")
@@ -71,45 +42,33 @@ def convolve_frozen(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor, 
 
 def transformed(weight_OC33: Tensor, kind: int = AS_IT_IS) -> Tensor:
     """weights_36CO of the convolution; where TURNED, weights_36OC."""
-    given = _as_they_are(weight_OC33, kind)
+    given = channels_last(weight_OC33)
     outer, inner = weight_OC33.shape[:2]
     rows, numbers = (outer, inner) if kind == TURNED else (inner, outer)
     made = given.new_empty(36, rows, numbers)
-    _call("grow", given, made, sizes=(rows, numbers, kind))
+    call("grow", given, made, sizes=(rows, numbers, kind))
     return made
 
 
-def _as_they_are(weight_OC33: Tensor, kind: int) -> Tensor:
-    """weight_33CO; where TURNED, weight_O33C."""
-    return _channels_last(weight_OC33) if kind == TURNED else weight_OC33.permute(2, 3, 1, 0).contiguous()
-
-
 def _by_tiles(images_NCHW: Tensor, weights: Tensor, outer: int, kind: int, bias_O: Tensor | None = None) -> Tensor:
-    images_NHWC = _channels_last(images_NCHW)
+    images_NHWC = channels_last(images_NCHW)
     made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], outer)
-    _call("convolve", images_NHWC, weights, bias_O, made_NHWO, sizes=(*images_NHWC.shape, outer, kind))
+    call("convolve", images_NHWC, weights, bias_O, made_NHWO, sizes=(*images_NHWC.shape, outer, kind))
     return made_NHWO.permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::weight_gradient", mutates_args=(), device_types="cpu")
 def weight_gradient(images_NCHW: Tensor, gradient_NOHW: Tensor) -> Tensor:
     """gradient_OC33 of the weights."""
-    images_NHWC, gradient_NHWO = _channels_last(images_NCHW), _channels_last(gradient_NOHW)
+    images_NHWC, gradient_NHWO = channels_last(images_NCHW), channels_last(gradient_NOHW)
     inner, outer = images_NHWC.shape[3], gradient_NHWO.shape[3]
     made_O33C = images_NHWC.new_empty(outer, 3, 3, inner)
-    _call("weigh", images_NHWC, gradient_NHWO, made_O33C, sizes=(*images_NHWC.shape, outer))
+    call("weigh", images_NHWC, gradient_NHWO, made_O33C, sizes=(*images_NHWC.shape, outer))
     return made_O33C.permute(0, 3, 1, 2)
 
 
-def _call(name: str, *tensors: Tensor | None, sizes: tuple[int, ...]) -> None:
-    assert all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors)
-    function = getattr(kernels(), name)
-    if not function(*(t if t is None else t.data_ptr() for t in tensors), *sizes, torch.get_num_threads()):
-        raise MemoryError(f"{name}: no memory for tiles of {sizes}")
-
-
 @convolve.register_fake
-def _(images_NCHW: Tensor, weight_OC33: Tensor) -> Tensor:
+def _(images_NCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor | None) -> Tensor:
     n, _, height, width = images_NCHW.shape
     return images_NCHW.new_empty(n, height, width, weight_OC33.shape[0]).permute(0, 3, 1, 2)
 
@@ -125,16 +84,17 @@ def _(gradient_NOHW: Tensor, weight_OC33: Tensor) -> Tensor:
     return gradient_NOHW.new_empty(n, height, width, weight_OC33.shape[1]).permute(0, 3, 1, 2)
 
 
-def _remember(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _remember(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
 
 
 def _gradients(ctx: torch.autograd.function.FunctionCtx, gradient_NOHW: Tensor) -> tuple[Tensor | None, ...]:
     images_NCHW, weight_OC33 = ctx.saved_tensors  # type: ignore[attr-defined]
-    to_images, to_weight = ctx.needs_input_grad  # type: ignore[attr-defined]
+    to_images, to_weight, to_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
     return (
         image_gradient(gradient_NOHW, weight_OC33) if to_images else None,
         weight_gradient(images_NCHW, gradient_NOHW) if to_weight else None,
+        gradient_NOHW.sum((0, 2, 3)) if to_bias else None,
     )
 
 
@@ -169,8 +129,7 @@ class Convolution(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         if not _is_worth_it(images_NCHW):
             return self.like(images_NCHW)
-        made_NOHW = convolve(images_NCHW, self.like.weight)
-        return made_NOHW if self.like.bias is None else made_NOHW + self.like.bias[:, None, None]
+        return convolve(images_NCHW, self.like.weight, self.like.bias)
 
 
 class Frozen(nn.Module):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd_tasks import winograd
+from dd_tasks import native, winograd
 from dd_tasks.compiling import has_compiler
+from dd_tasks.instance_norm import NormReluPool
 from dd_tasks.lean import quick
 from dd_tasks.networks import Shape, build
 from dd_tasks.pieces import is_shortage
@@ -20,7 +21,7 @@ def there():
     """Without a compiler all convolutions would be plain ones."""
     if not has_compiler():
         pytest.skip("no C++ compiler")
-    assert winograd.kernels() is not None
+    assert native.kernels() is not None
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -40,11 +41,12 @@ def test_it_and_its_gradients_are_those_of_the_convolution(threads, n, inner, ou
     rng = tiny.generator()
     images = torch.randn(n, inner, height, width, generator=rng, requires_grad=True)
     weight = torch.randn(outer, inner, 3, 3, generator=rng, requires_grad=True)
+    bias = torch.randn(outer, generator=rng, requires_grad=True)
     into = torch.randn(n, outer, height, width, generator=rng)
-    expected, found = F.conv2d(images, weight, padding=1), winograd.convolve(images, weight)
+    expected, found = F.conv2d(images, weight, bias, padding=1), winograd.convolve(images, weight, bias)
     close(found, expected)
     for one, other in zip(
-        *(torch.autograd.grad(made, (images, weight), into) for made in (found, expected)), strict=True
+        *(torch.autograd.grad(made, (images, weight, bias), into) for made in (found, expected)), strict=True
     ):
         close(one, other)
 
@@ -56,41 +58,42 @@ def test_all_numbers_are_the_same_with_any_number_of_threads():
     made = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        pixels = winograd.convolve(images, weight)
+        pixels = winograd.convolve(images, weight, None)
         made.append((pixels, *torch.autograd.grad(pixels.square().sum(), (images, weight))))
     assert all(torch.equal(*pair) for other in made[1:] for pair in zip(made[0], other, strict=True))
 
 
 def test_no_images_are_no_images():
     images, weight = torch.zeros(0, 16, 8, 8, requires_grad=True), torch.ones(16, 16, 3, 3, requires_grad=True)
-    made = winograd.convolve(images, weight)
+    made = winograd.convolve(images, weight, None)
     made.sum().backward()
     assert made.shape == (0, 16, 8, 8) and not weight.grad.any()
 
 
 def test_a_lack_of_memory_is_one_that_is_known(monkeypatch):
-    monkeypatch.setattr(winograd, "kernels", lambda: SimpleNamespace(convolve=lambda *_: False))
-    with pytest.raises(MemoryError, match="convolve: no memory for tiles of \\(1, 4, 4, 16, 16, 1\\)") as found:
-        winograd.convolve(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3))
+    monkeypatch.setattr(native, "kernels", lambda: SimpleNamespace(convolve=lambda *_: False))
+    with pytest.raises(MemoryError, match="convolve: no memory for images of \\(1, 4, 4, 16, 16, 1\\)") as found:
+        winograd.convolve(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None)
     assert is_shortage(found.value)
 
 
-def test_without_what_builds_it_networks_stay_as_they_are(monkeypatch, caplog):
-    monkeypatch.setenv("CXX", "/nonexistent/g++")
-    monkeypatch.setattr(winograd, "SOURCE", winograd.SOURCE.read_text() + "// another one, which nobody has built")
-    winograd.kernels.cache_clear()
+def test_where_it_cannot_be_built_networks_stay_as_they_are(monkeypatch, caplog, tmp_path):
+    another = tmp_path / "another.cpp"
+    another.write_text("#error that no compiler gets past")
+    monkeypatch.setattr(native, "SOURCES", (*native.SOURCES, another))
+    native.kernels.cache_clear()
     try:
-        with caplog.at_level("DEBUG", "dd_tasks.winograd"):
+        with caplog.at_level("DEBUG", "dd_tasks.native"):
             twin = quick(build("convnet3", Shape(tiny.CLASSES, tiny.SIDE)))
     finally:
-        winograd.kernels.cache_clear()
-    assert not any(isinstance(module, winograd.Convolution) for module in twin.modules())
-    assert "convolutions stay as they are" in caplog.text
+        native.kernels.cache_clear()
+    assert not any(isinstance(module, winograd.Convolution | NormReluPool) for module in twin.modules())
+    assert "networks stay as they are" in caplog.text
 
 
 def test_a_gradient_that_nobody_asks_for_is_not_made():
     images, weight = torch.randn(2, 16, 4, 4), torch.randn(32, 16, 3, 3, requires_grad=True)
-    winograd.convolve(images, weight).sum().backward()
+    winograd.convolve(images, weight, None).sum().backward()
     assert images.grad is None and weight.grad is not None
 
 
