@@ -25,6 +25,7 @@ PREFECT_DEFAULTS = {
 
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+GPUS = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd", "/dev/dri")  # of any maker, where there are some
 
 
 def prepare_environment() -> None:
@@ -33,6 +34,14 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     if COMPILED not in os.environ and (folder := own_folder("compiled")):
         os.environ[COMPILED] = folder
+    if not any(map(os.path.exists, GPUS)):
+        leave_out_triton()
+
+
+def leave_out_triton() -> None:
+    """Torch imports it at the first step of any optimiser, which takes time there and more where the process ends. Where
+    it is missing, as on some platforms, torch compiles for processors alone."""
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
 def own_folder(name: str) -> str | None:
@@ -65,7 +74,7 @@ def keep_freed_memory() -> None:
 def leave_garbage() -> None:
     """Where the process ends: all that the libraries have made is not searched for garbage once more, for a second. But
     for Triton, which would tell of each thing of its own that is left."""
-    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
+    atexit.register(lambda: None if sys.modules.get("triton") else gc.freeze())
 
 
 @contextmanager
