@@ -45,6 +45,7 @@ TOLERANCE = 1e-5  # of pixels in [0, 1]
 SOME = 200  # images that the statistics of fresh weights are taken of
 SMALL = e2d(side=32)  # what the plain loop does, at any side: large images match patches as well
 PRODUCT = 2048  # rows and columns of the matrix product that is the device's peak
+PRODUCTS = 10
 
 
 @dataclass
@@ -164,13 +165,17 @@ def flops(observers: tuple[Observer, ...], shape: Shape, device: torch.device) -
 
 
 def peak(device: torch.device) -> float:
-    """FLOPs a second of a matrix product, float32."""
+    """FLOPs a second of a matrix product, float32: the most of several times, between which others may disturb it."""
     one, other = torch.rand(2, PRODUCT, PRODUCT, device=device)
     one @ other
-    start, repeats = clock(device), 8
-    for _ in range(repeats):
-        one @ other
-    return float(repeats * 2 * PRODUCT**3 / (clock(device) - start))
+
+    def seconds(repeats: int = 8) -> float:
+        start = clock(device)
+        for _ in range(repeats):
+            one @ other
+        return (clock(device) - start) / repeats
+
+    return 2 * PRODUCT**3 / min(seconds() for _ in range(PRODUCTS))
 
 
 def clock(device: torch.device) -> float:
