@@ -1,9 +1,8 @@
 """Relabelling and a student, ours and written plainly: `python -m benchmarks.students --data DIR`.
 
 On the same 100 real images of CIFAR-10, views, observers and seeds, 300 epochs each; the labels must agree. `--way` and
-`--seeds` measure a part, which joins what benchmarks/results/students.json has. Of our seconds those of compiling are
-told apart; what one process compiles, later ones find on disk: `--way again` is ours once more, in such a one. Building
-what convolves, once a machine, is timed by itself.
+`--seeds` measure a part, which joins what benchmarks/results/students.json has. What is compiled, as students of other
+architectures are (`--student`), counts once; building what convolves, once a machine, is timed by itself.
 """
 
 import copy
@@ -49,6 +48,7 @@ from flows.workspace import Data, machine, seed_of, studio_of, test_feed  # noqa
 from schemas.spec import RunSpec  # noqa: E402
 
 T = TypeVar("T")
+WAYS = "ours", "plain"
 
 
 @flow(name="measure-students", validate_parameters=False, task_runner=ENGINE)
@@ -146,28 +146,23 @@ def labels(bench: Bench, labeller: Relabel, ways: Sequence[str]) -> tuple[Views,
     return views, found
 
 
-def ratios(found: dict[str, Any]) -> dict[str, float]:
-    """Of the seconds of labels and one student, by the mean over its seeds: plainly over ours, with those of compiling
-    and without; and over ours again."""
-    measured = [way for way in found if way in ("ours", "plain", "again") and found[way]["seeds"]]
-    if not {"ours", "plain"} <= set(measured):
+def ratio(found: dict[str, Any]) -> dict[str, float]:
+    """Of the seconds of labels and one student, by the mean over its seeds, plainly over ours."""
+    if not all(way in found and found[way]["seeds"] for way in WAYS):
         return {}
 
-    def spent(way: str, *, compiling: bool = True) -> float:
+    def spent(way: str) -> float:
         parts = [found[way]["relabel"], *found[way]["seeds"].values()]
         working = [part["seconds"] - part["compile_seconds"] for part in parts]
-        compiled = sum(part["compile_seconds"] for part in parts[:2])  # once, whatever number of seeds
-        return float(working[0] + mean(working[1:]) + compiled * compiling)
+        compiled = sum(part["compile_seconds"] for part in parts)  # once, whatever number of seeds
+        return float(working[0] + mean(working[1:]) + compiled)
 
-    made = {"ratio": spent("ours"), "ratio_without_compiling": spent("ours", compiling=False)}
-    if "again" in measured:
-        made["ratio_again"] = spent("again")
-    return {name: round(spent("plain") / seconds, 2) for name, seconds in made.items()}
+    return {"ratio": round(spent("plain") / spent("ours"), 2)}
 
 
 def main() -> None:
     options = parser(__doc__, "runs/students")
-    options.add_argument("--way", choices=("ours", "plain", "again"), nargs="+", default=["ours", "plain"])
+    options.add_argument("--way", choices=WAYS, nargs="+", default=WAYS)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--observer-epochs", type=int, help="default: as many as the committee's recipe has")
     arguments = options.parse_args()
@@ -196,7 +191,8 @@ def main() -> None:
     command = "python -m benchmarks.students --data CIFAR10"
     if arguments.observer_epochs:
         command += f" --observer-epochs {arguments.observer_epochs}"
-    keep("students", found | ratios(found) | {"command": command, "machine": machine()})
+    ways = {way: found[way] for way in WAYS if way in found}
+    keep("students", ways | ratio(ways) | {"command": command, "machine": machine()})
 
 
 if __name__ == "__main__":

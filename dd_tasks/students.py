@@ -80,7 +80,7 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
 
 ORDINARY_CROPS = (0.25, 1.0)
 LOWER_RATE = "; lower its rate (--set student.rate=X)"
-NUMBERS = 2**22  # numbers of the pixels of views that are made together
+NUMBERS = 2**22  # numbers of the pixels of views, or of their labels, that are made together
 
 
 def ordinary(student: StudentRecipe, images: int, distilled: int) -> StudentRecipe:
@@ -217,8 +217,8 @@ def _lessons(recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int, dev
     """Every batch in turn. As many as fit into NUMBERS are made together."""
     rng = torch.Generator().manual_seed(seed)
     pixels_NCSS, targets_N = canvas.images_NCHW.to(device).float() / 255, canvas.targets_N.to(device)
-    every = _turned(recipe, views, rng)
-    many = max(1, NUMBERS // (recipe.batch * pixels_NCSS[0].numel()))
+    every, classes = _turned(recipe, views, rng), views.logits_VK.shape[1]
+    many = max(1, NUMBERS // (recipe.batch * max(pixels_NCSS[0].numel(), classes)))
     while some := list(islice(every, many)):
         rows_V, flips_V = (torch.cat(parts) for parts in zip(*some, strict=True))
         chosen = views[rows_V].to(device)
@@ -226,10 +226,9 @@ def _lessons(recipe: StudentRecipe, canvas: Canvas, views: Views, seed: int, dev
         if recipe.mirror:
             seen_VCSS = torch.where(flips_V.to(device)[:, None, None, None], seen_VCSS.flip(3), seen_VCSS)
         seen_VCSS = seen_VCSS.contiguous(memory_format=torch.channels_last)
-        labels_VK = chosen.logits_VK.float()
-        shares_VK = class_shares(chosen, targets_N, labels_VK.shape[1], seen_VCSS.shape[-1])
-        sizes = [len(rows) for rows, _ in some]
-        for parts in zip(*(tensor.split(sizes) for tensor in (seen_VCSS, labels_VK, shares_VK)), strict=True):
+        shares_VK = class_shares(chosen, targets_N, classes, seen_VCSS.shape[-1])
+        tensors, sizes = (seen_VCSS, chosen.logits_VK.float(), shares_VK), [len(rows) for rows, _ in some]
+        for parts in zip(*(tensor.split(sizes) for tensor in tensors), strict=True):
             yield Lesson(*parts)
 
 

@@ -39,8 +39,8 @@ def prepare_environment() -> None:
 
 
 def leave_out_triton() -> None:
-    """Torch imports it at the first step of any optimiser, which takes time there and more where the process ends. Where
-    it is missing, as on some platforms, torch compiles for processors alone."""
+    """Torch imports it at the first step of any optimiser, which takes time there and more where the process ends.
+    Where it is missing, as on some platforms, torch compiles for processors alone."""
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
