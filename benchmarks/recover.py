@@ -45,7 +45,7 @@ TOLERANCE = 1e-5  # of pixels in [0, 1]
 SOME = 200  # images that the statistics of fresh weights are taken of
 SMALL = e2d(side=32)  # what the plain loop does, at any side: large images match patches as well
 PRODUCT = 2048  # rows and columns of the matrix product that is the device's peak
-PRODUCTS = 10
+PEAKS = 10  # times that it is measured
 
 
 @dataclass
@@ -175,7 +175,7 @@ def peak(device: torch.device) -> float:
             one @ other
         return (clock(device) - start) / repeats
 
-    return 2 * PRODUCT**3 / min(seconds() for _ in range(PRODUCTS))
+    return 2 * PRODUCT**3 / min(seconds() for _ in range(PEAKS))
 
 
 def clock(device: torch.device) -> float:

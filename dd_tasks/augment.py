@@ -144,11 +144,10 @@ def own_share(mix_boxes_V4: Tensor, side: int) -> Tensor:
 def class_shares(views: Views, targets_N: Tensor, classes: int, side: int) -> Tensor:
     """shares_VK of each view's area that show images of these classes."""
     own_V1 = own_share(views.mix_boxes_V4, side)[:, None]
-    first_VK, second_VK = (
-        torch.nn.functional.one_hot(targets_N[images_V.long()], classes)
-        for images_V in (views.images_V, views.partners_V)
-    )
-    return own_V1 * first_VK + (1 - own_V1) * second_VK
+    shares_VK = own_V1.new_zeros(len(views), classes)
+    for images_V, share_V1 in ((views.images_V, own_V1), (views.partners_V, 1 - own_V1)):
+        shares_VK.scatter_add_(1, targets_N[images_V.long()][:, None], share_V1)
+    return shares_VK
 
 
 def shifted(pixels_NCHW: Tensor, reach: int, rng: torch.Generator, *, flip: bool = True) -> Tensor:

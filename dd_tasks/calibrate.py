@@ -265,12 +265,12 @@ class Endless:
 
 
 def epochs_of(bench: Bench, images: int, compiled: bool) -> int:
-    """As many of so many images as there can be with torch.compile, or without; none where even one is too much."""
+    """As many of so many images as there can be in a long training, or a short one; none where even one is too much."""
     return FOREVER if compiled else int((WORTH_COMPILING - 1) // (images * bench.trial.side**2))
 
 
 def observing(bench: Bench, member: ObserverRecipe) -> Iterator[Rate]:
-    """Training of an observer, without and with torch.compile."""
+    """Training of an observer, short and long (with torch.compile)."""
     size, feed = member.batch, drawn(bench, member.batch)
     for compiled in _ways(bench.trial):
         recipe = replace(member, epochs=epochs_of(bench, size, compiled), reach=min(member.reach, bench.trial.side - 1))
@@ -284,7 +284,7 @@ def observing(bench: Bench, member: ObserverRecipe) -> Iterator[Rate]:
 
 
 def learning(bench: Bench, architecture: str) -> Iterator[Rate]:
-    """Training of a student in batches of several sizes, without and with torch.compile."""
+    """Training of a student in batches of several sizes, short and long."""
     for compiled in _ways(bench.trial):
         for size in bench.trial.student_batches:
             n = max(100, size)

@@ -80,9 +80,9 @@ struct Norm {
     Vec operator()(const float* pixel, int v) const { return at::vec::fmadd(Vec::loadu(pixel), scale[v], shift[v]); }
 };
 
-// made_NhwC from images_NHWC; where they are asked for, also the means_NC and 1 / std_NC.
+// made_NhwC from images_NHWC, and the means_NC and 1 / std_NC.
 extern "C" bool norm_relu_pool(const float* images, const float* weight_C, const float* bias_C, float* made, float* means,
-                      float* over_stds, Int n, Int height, Int width, Int channels, Int threads, double eps) {
+                               float* over_stds, Int n, Int height, Int width, Int channels, Int threads, double eps) {
     const Shape is{n, height, width, channels};
     const Vec zero(0.f), share(is.share()), quarter(.25f);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -99,8 +99,8 @@ extern "C" bool norm_relu_pool(const float* images, const float* weight_C, const
         });
         for (int v = 0; v < part.many; ++v) {
             norm.over_std[v] = (squares[v] * share + Vec(static_cast<float>(eps))).rsqrt();
-            if (means) norm.mean[v].store(part.own(means) + v * WIDE);
-            if (over_stds) norm.over_std[v].store(part.own(over_stds) + v * WIDE);
+            norm.mean[v].store(part.own(means) + v * WIDE);
+            norm.over_std[v].store(part.own(over_stds) + v * WIDE);
         }
         norm.settle(part, weight_C, bias_C);
         for (Int y = 0; y < height / 2; ++y)
@@ -119,8 +119,8 @@ extern "C" bool norm_relu_pool(const float* images, const float* weight_C, const
 // gradient_NHWC of the images, and every image's part in those of the weights, to_weight_NC and to_bias_NC, by the
 // gradient_NhwC of what was made.
 extern "C" bool norm_relu_pool_back(const float* images, const float* weight_C, const float* bias_C, const float* means,
-                           const float* over_stds, const float* slopes, float* made, float* to_weight, float* to_bias,
-                           Int n, Int height, Int width, Int channels, Int threads) {
+                                    const float* over_stds, const float* slopes, float* made, float* to_weight,
+                                    float* to_bias, Int n, Int height, Int width, Int channels, Int threads) {
     const Shape is{n, height, width, channels};
     const Vec zero(0.f), share(is.share()), quarter(.25f);
 #pragma omp parallel for num_threads(threads) schedule(static)

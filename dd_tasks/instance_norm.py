@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from dd_tasks.native import call, channels_last
+from dd_tasks.native import call, nhwc
 
 
 class _NormReluPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
-        images_NHWC = channels_last(images_NCHW)
+        images_NHWC = nhwc(images_NCHW)
         n, height, width, channels = shape = tuple(images_NHWC.shape)
         made_NhwC = images_NHWC.new_empty(n, height // 2, width // 2, channels)
         means_NC, over_stds_NC = images_NHWC.new_empty(2, n, channels)
@@ -28,9 +29,10 @@ class _NormReluPool(torch.autograd.Function):
         return made_NhwC.permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         images_NHWC, *others = ctx.saved_tensors
-        made_NHWC, slopes_NhwC = torch.empty_like(images_NHWC), channels_last(slopes[0])
+        made_NHWC, slopes_NhwC = torch.empty_like(images_NHWC), nhwc(slopes[0])
         by_weights_2NC = images_NHWC.new_empty(2, len(images_NHWC), images_NHWC.shape[3])
         sizes = tuple(images_NHWC.shape)
         call("norm_relu_pool_back", images_NHWC, *others, slopes_NhwC, made_NHWC, *by_weights_2NC, sizes=sizes)

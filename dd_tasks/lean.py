@@ -117,7 +117,7 @@ def lean(net: nn.Module) -> nn.Module:
 
 def quick(net: nn.Module) -> nn.Module:
     """The same network, to be trained by the same weights and buffers, on a processor: its wide 3x3 convolutions take
-    fewer multiplications, its average pools no transposes, and of a ConvNet what follows a convolution is one."""
+    fewer multiplications, its average pools no transposes, and what follows those of a ConvNet is one module."""
     made = copy.deepcopy(net, {id(t): t for t in chain(net.parameters(), net.buffers())})
     if not _is_of_processor(net):
         return made
@@ -160,7 +160,8 @@ def _joined(net: nn.Module) -> nn.Module:
     for path, nodes in calls.items():
         if kinds[path] is nn.ReLU and len(nodes) == 1:
             (source,) = nodes[0].all_input_nodes
-            if kinds.get(str(source.target)) in MAKERS and len(source.users) == 1:
+            made = kinds.get(str(source.target)) if source.op == "call_module" else None
+            if made in MAKERS and len(source.users) == 1:
                 cast(nn.ReLU, twin.get_submodule(path)).inplace = True
     return twin
 
@@ -207,7 +208,7 @@ def _is_of_processor(net: nn.Module) -> bool:
 
 
 def _is_alone(norm: nn.Module) -> TypeGuard[nn.GroupNorm]:
-    """Of every channel by itself, where there is what joins it to others."""
+    """Of every channel by itself; where there is what joins it to others, and channels that fill its vectors."""
     if type(norm) is not nn.GroupNorm or norm.num_groups != norm.num_channels or not norm.affine:
         return False
     return norm.num_channels % LANES == 0 and kernels() is not None

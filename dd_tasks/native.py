@@ -45,9 +45,9 @@ def call(name: str, *tensors: Tensor | None, sizes: tuple[int, ...], numbers: tu
     assert all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors)
     places = (t if t is None else t.data_ptr() for t in tensors)
     if not getattr(kernels(), name)(*places, *sizes, torch.get_num_threads(), *numbers):
-        raise MemoryError(f"{name}: no memory for images of {sizes}")
+        raise MemoryError(f"{name}: no memory for sizes of {sizes}")
 
 
-def channels_last(images_NCHW: Tensor) -> Tensor:
-    """images_NHWC."""
+def nhwc(images_NCHW: Tensor) -> Tensor:
+    """images_NHWC, or weights_O33C; without a copy where they lie so."""
     return images_NCHW.permute(0, 2, 3, 1).contiguous()

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from dd_tasks.native import LANES, call, channels_last, kernels
+from dd_tasks.native import LANES, call, kernels, nhwc
 
 TILES = 10  # of a batch: with fewer, it saves nothing
 
@@ -25,13 +25,13 @@ GROWN, AS_IT_IS, TURNED = range(3)  # weights: transformed; not yet; not yet, of
 @torch.library.custom_op(f"{KEPT_AS}::convolve", mutates_args=(), device_types="cpu")
 def convolve(images_NCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor | None) -> Tensor:
     """float32 convolution in channels-last, with a border of one zero. H and W are multiples of 4, C and O of LANES."""
-    return _by_tiles(images_NCHW, channels_last(weight_OC33), weight_OC33.shape[0], AS_IT_IS, bias_O)
+    return _by_tiles(images_NCHW, nhwc(weight_OC33), weight_OC33.shape[0], AS_IT_IS, bias_O)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::image_gradient", mutates_args=(), device_types="cpu")
 def image_gradient(gradient_NOHW: Tensor, weight_OC33: Tensor) -> Tensor:
     """gradient_NCHW of the images."""
-    return _by_tiles(gradient_NOHW, channels_last(weight_OC33), weight_OC33.shape[1], TURNED)
+    return _by_tiles(gradient_NOHW, nhwc(weight_OC33), weight_OC33.shape[1], TURNED)
 
 
 @torch.library.custom_op(f"{KEPT_AS}::convolve_frozen", mutates_args=(), device_types="cpu")
@@ -42,7 +42,7 @@ def convolve_frozen(images_NCHW: Tensor, there_36CO: Tensor, back_36OC: Tensor, 
 
 def transformed(weight_OC33: Tensor, kind: int = AS_IT_IS) -> Tensor:
     """weights_36CO of the convolution; where TURNED, weights_36OC."""
-    given = channels_last(weight_OC33)
+    given = nhwc(weight_OC33)
     outer, inner = weight_OC33.shape[:2]
     rows, numbers = (outer, inner) if kind == TURNED else (inner, outer)
     made = given.new_empty(36, rows, numbers)
@@ -51,7 +51,7 @@ def transformed(weight_OC33: Tensor, kind: int = AS_IT_IS) -> Tensor:
 
 
 def _by_tiles(images_NCHW: Tensor, weights: Tensor, outer: int, kind: int, bias_O: Tensor | None = None) -> Tensor:
-    images_NHWC = channels_last(images_NCHW)
+    images_NHWC = nhwc(images_NCHW)
     made_NHWO = images_NHWC.new_empty(*images_NHWC.shape[:3], outer)
     call("convolve", images_NHWC, weights, bias_O, made_NHWO, sizes=(*images_NHWC.shape, outer, kind))
     return made_NHWO.permute(0, 3, 1, 2)
@@ -60,7 +60,7 @@ def _by_tiles(images_NCHW: Tensor, weights: Tensor, outer: int, kind: int, bias_
 @torch.library.custom_op(f"{KEPT_AS}::weight_gradient", mutates_args=(), device_types="cpu")
 def weight_gradient(images_NCHW: Tensor, gradient_NOHW: Tensor) -> Tensor:
     """gradient_OC33 of the weights."""
-    images_NHWC, gradient_NHWO = channels_last(images_NCHW), channels_last(gradient_NOHW)
+    images_NHWC, gradient_NHWO = nhwc(images_NCHW), nhwc(gradient_NOHW)
     inner, outer = images_NHWC.shape[3], gradient_NHWO.shape[3]
     made_O33C = images_NHWC.new_empty(outer, 3, 3, inner)
     call("weigh", images_NHWC, gradient_NHWO, made_O33C, sizes=(*images_NHWC.shape, outer))

@@ -108,7 +108,9 @@ def calibrate(
     student_batch: Annotated[
         list[int] | None, typer.Option(min=2, max=MOST, help="Of students.  [default: 10, 100]")
     ] = None,
-    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Also where torch.compile is used.")] = True,
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also long work, where torch.compile is used.")
+    ] = True,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of each measurement.")] = 2.0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("calibration.json"),

@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ PREFECT_DEFAULTS = {
 
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
-GPUS = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd", "/dev/dri")  # of any maker, where there are some
+GPUS = (  # of any maker, where there are some: their devices, and the drivers that make these
+    "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd", "/dev/dri", "/sys/module/nvidia", "/sys/module/amdgpu",
+)  # fmt: skip
 
 
 def prepare_environment() -> None:
@@ -42,6 +45,7 @@ def leave_out_triton() -> None:
     """Torch imports it at the first step of any optimiser, which takes time there and more where the process ends.
     Where it is missing, as on some platforms, torch compiles for processors alone."""
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # warns of its absence
 
 
 def own_folder(name: str) -> str | None:

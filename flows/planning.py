@@ -241,6 +241,6 @@ def _told(rate: Rate) -> Rate:
     about = [rate.architecture, rate.terms, f"{rate.batch} at once" if rate.batch > 1 else None]
     log.info(
         "%s %s: %.4g/s, spread %.0f%%%s", rate.operation, ", ".join(filter(None, about)), rate.per_second,
-        100 * rate.spread, f", compiled in {rate.start_seconds:.0f} s" if rate.compiled else "",
+        100 * rate.spread, f", begun in {rate.start_seconds:.0f} s" if rate.compiled else "",
     )  # fmt: skip
     return rate

@@ -24,7 +24,7 @@ class Rate(Frozen):
     terms: str | None = Field(default=None, description="of recover: what the observer judges by")
     side: int = Field(ge=1, description="pixels")
     batch: int = Field(ge=1, description="images at once")
-    compiled: bool = Field(default=False, description="by torch.compile")
+    compiled: bool = Field(default=False, description="by torch.compile, or in what makes it needless")
     flops: float = Field(gt=0, description="of one image, forwards; where there is no network, its pixel values")
     per_second: float = Field(gt=0, description="median over repeats")
     spread: float = Field(ge=0, description="interquartile range of the repeats over their median")

@@ -211,6 +211,13 @@ def test_own_share_is_the_area_outside_the_mix_box():
     torch.testing.assert_close(augment.own_share(boxes_N4, 16).double(), outside_N)
 
 
+def test_classes_share_a_view_by_area():
+    """Views 1 and 4 show images 1 and 2, of which 30 pixels, and 0 and 3, of which 16 of 256; view 5, of one class."""
+    found_VK = augment.class_shares(views(MIXES), torch.tensor([2, 2, 0, 1]), 3, 16)
+    expected_VK = torch.tensor([[0, 0, 256], [30, 0, 226], [0, 0, 256], [0, 256, 0], [0, 16, 240], [0, 0, 256]]) / 256
+    torch.testing.assert_close(found_VK, expected_VK)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_shifted_moves_by_up_to_reach_with_reflected_edges_and_every_way_occurs(flip):
     image_CHW, reach = tiny.pixels(1, side=5)[0], 1

@@ -72,7 +72,7 @@ def test_no_images_are_no_images():
 
 def test_a_lack_of_memory_is_one_that_is_known(monkeypatch):
     monkeypatch.setattr(native, "kernels", lambda: SimpleNamespace(convolve=lambda *_: False))
-    with pytest.raises(MemoryError, match="convolve: no memory for images of \\(1, 4, 4, 16, 16, 1\\)") as found:
+    with pytest.raises(MemoryError, match="convolve: no memory for sizes of \\(1, 4, 4, 16, 16, 1\\)") as found:
         winograd.convolve(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None)
     assert is_shortage(found.value)
 
