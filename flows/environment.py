@@ -45,7 +45,8 @@ def leave_out_triton() -> None:
     """Torch imports it at the first step of any optimiser, which takes time there and more where the process ends.
     Where it is missing, as on some platforms, torch compiles for processors alone."""
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # warns of its absence
+    for name in ("flop_counter", "cpp_extension"):  # warn of its absence, and of that of a GPU where there is `nvcc`
+        logging.getLogger(f"torch.utils.{name}").setLevel(logging.ERROR)
 
 
 def own_folder(name: str) -> str | None:

@@ -1,6 +1,7 @@
 """What is set before the heavy libraries, and after them."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 from flows import environment
 
 STEP = "import torch; o = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]); o.step()"
-WITHOUT = f"leave_out_triton(); {STEP}; import sys, torch.utils.flop_counter; assert not sys.modules['triton']"
+TELL = "import torch.utils.cpp_extension, torch.utils.flop_counter"
+WITHOUT = f"leave_out_triton(); {STEP}; {TELL}; import sys; assert not sys.modules['triton']"
 
 
 @pytest.mark.parametrize("work", ["pass", f"{STEP}; import triton", WITHOUT])
@@ -19,7 +21,8 @@ def test_a_process_ends_without_a_word(work):
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("no Triton for this platform")
     code = f"from flows.environment import leave_garbage, leave_out_triton; leave_garbage(); {work}"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    env = {**os.environ, "CUDA_HOME": "/usr/local/cuda", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
