@@ -2,7 +2,7 @@
 
 On the same 100 real images of CIFAR-10, views, observers and seeds, 300 epochs each; the labels must agree. `--way` and
 `--seeds` measure a part, which joins what benchmarks/results/students.json has. What is compiled, as students of other
-architectures are (`--student`), counts once; building what convolves, once a machine, is timed by itself.
+architectures are (`--student`), counts once; building our programs, once a machine, is timed by itself.
 """
 
 import copy

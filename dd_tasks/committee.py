@@ -65,6 +65,7 @@ class ObserverRecipe:
         return self.architecture if self.seed == 0 else f"{self.architecture}@seed={self.seed}"
 
 
+VERSION = 4  # of what a training computes: where it differs, whatever was stored by it is made again
 SMALL = (
     ObserverRecipe("thin_resnet8_w16", epochs=12),
     ObserverRecipe("convnet3_bn_w64", epochs=12, peak_rate=0.05),

@@ -81,8 +81,9 @@ struct Norm {
 };
 
 // made_NhwC from images_NHWC, and the means_NC and 1 / std_NC.
-extern "C" bool norm_relu_pool(const float* images, const float* weight_C, const float* bias_C, float* made, float* means,
-                               float* over_stds, Int n, Int height, Int width, Int channels, Int threads, double eps) {
+extern "C" bool norm_relu_pool(const float* images, const float* weight_C, const float* bias_C, float* made,
+                               float* means, float* over_stds, Int n, Int height, Int width, Int channels,
+                               Int threads, double eps) {
     const Shape is{n, height, width, channels};
     const Vec zero(0.f), share(is.share()), quarter(.25f);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -144,7 +145,7 @@ extern "C" bool norm_relu_pool_back(const float* images, const float* weight_C, 
             row[0][v] = at::vec::fmadd(slope, lit, row[0][v]);
             row[1][v] = at::vec::fmadd(slope, of_lit, row[1][v]);
         });
-        Vectors factor, constant, slant;  // a pixel's gradient: factor * slope where it is lit, - constant - slant * pixel
+        Vectors factor, constant, slant;  // a pixel's gradient: factor * slope if it is lit, - constant - slant * pixel
         for (int v = 0; v < part.many; ++v) {
             const Vec by_bias = steep[v] * quarter, by_weight = apart[v] * quarter * norm.over_std[v];
             by_bias.store(part.own(to_bias) + v * WIDE);

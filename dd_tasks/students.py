@@ -78,6 +78,7 @@ def for_claim(common: Mapping[str, Any], claim: Claim) -> StudentRecipe:
         raise InputError(f"student: {place} {first['input']!r}: {first['msg'].lower()}") from None
 
 
+VERSION = 8  # of what a training computes: where it differs, whatever was stored by it is made again
 ORDINARY_CROPS = (0.25, 1.0)
 LOWER_RATE = "; lower its rate (--set student.rate=X)"
 NUMBERS = 2**22  # numbers of the pixels of views, or of their labels, that are made together

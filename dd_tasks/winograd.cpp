@@ -190,8 +190,9 @@ struct Weights {
                 at::vec::transpose_mxn<float, WIDE, WIDE>(
                     numbers + (o * 9 + p) * inner + first, 9 * inner, across[p][0], WIDE);
             for (Int c = 0; c < WIDE; ++c)
-                transform<3, 6, grown>([&](int i, int j) { return across[i * 3 + j][c]; },
-                                       [&](int i, int j) { return made + (i * 6 + j) * apart + (first + c) * outer + o; });
+                transform<3, 6, grown>(
+                    [&](int i, int j) { return across[i * 3 + j][c]; },
+                    [&](int i, int j) { return made + (i * 6 + j) * apart + (first + c) * outer + o; });
         }
         for (Int c = first; c < first + WIDE && turned; ++c)
             for (Int o = 0; o < outer; o += WIDE)
@@ -230,8 +231,8 @@ extern "C" bool grow(const float* weights, float* made, Int inner, Int outer, In
 }
 
 // made_NHWO from images_NHWC and the weights: grown before (kind 0); or not, and then by every thread for itself, which
-// takes less time than reading what another one wrote. With bias_O, where there is one. Like `weigh`, false where memory
-// is short.
+// takes less time than reading what another one wrote. With bias_O, where there is one. Like `weigh`, false where
+// memory is short.
 extern "C" bool convolve(const float* images, const float* weights, const float* bias, float* made, Int n, Int height,
                          Int width, Int inner, Int outer, Int kind, Int threads) {
     const Shape is{n, height, width, inner, outer};

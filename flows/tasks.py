@@ -76,7 +76,7 @@ def index_shards(
 
 @stage("train {recipe.name}", "observers")
 def train_observer(recipe: ObserverRecipe, data: Data, settings: Settings) -> Ref:
-    ref = Ref("observer", identity("observer", 4, recipe=recipe, data=data.digest))
+    ref = Ref("observer", identity("observer", committee.VERSION, recipe=recipe, data=data.digest))
 
     def make() -> Made:
         made = committee.train(
@@ -305,8 +305,9 @@ def encode_labels(views: Ref, canvas: Ref, per_image: int | None, data: Data, se
 def train_student(
     recipe: students.StudentRecipe, canvas: Ref, views: Ref, data: Data, seed: int, settings: Settings, what: str
 ) -> Ref:
-    inputs = {"canvas": canvas.digest, "views": views.digest, "data": data.digest, "seed": seed}
-    ref = Ref("score", identity("student", 8, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    test = data.test.digest if data.test else None
+    inputs = {"canvas": canvas.digest, "views": views.digest, "data": data.digest, "test": test, "seed": seed}
+    ref = Ref("score", identity("student", students.VERSION, recipe=recipe, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)
@@ -326,7 +327,7 @@ def train_student(
 def train_on_full_data(recipe: ObserverRecipe, data: Data, settings: Settings) -> Ref:
     """The full-data row: a student's architecture, trained as observers are."""
     inputs = {"data": data.digest, "test": data.test.digest if data.test else None}
-    ref = Ref("score", identity("full", 4, recipe=recipe, **inputs))
+    ref = Ref("score", identity("full", committee.VERSION, recipe=recipe, **inputs))
 
     def make() -> Made:
         made = committee.train(
@@ -371,8 +372,9 @@ def train_ordinarily(
 ) -> Ref:
     """A student of real images with their classes, as one would train it without us (`students.ordinary`)."""
     labeller = OneHot(epochs=recipe.epochs, scale=students.ORDINARY_CROPS, flip=flip)
-    inputs = {"canvas": canvas.digest, "data": data.digest, "labeller": labeller, "seed": seed}
-    ref = Ref("score", identity("ordinary", 7, recipe=recipe, test=data.test.digest if data.test else None, **inputs))
+    test = data.test.digest if data.test else None
+    inputs = {"canvas": canvas.digest, "data": data.digest, "test": test, "labeller": labeller, "seed": seed}
+    ref = Ref("score", identity("ordinary", students.VERSION, recipe=recipe, **inputs))
 
     def make() -> Made:
         images = get_canvas(canvas, settings)

@@ -187,7 +187,7 @@ def _measured(claim: Claim, manifest: Manifest, trial: Trial, quick: bool, setti
 def retrain(recipe: StudentRecipe, trial: Trial, seed: int, settings: Settings) -> Ref:
     """A student's score. By what it is made of, and by torch's version, it is never one that the run itself stored."""
     inputs = {"recipe": recipe, "trial": trial.digest, "seed": seed, "torch": torch.__version__}
-    ref = Ref("score", identity("verify", 2, **inputs))
+    ref = Ref("score", identity("verify", students.VERSION, **inputs))
 
     def make() -> Made:
         loaded, feed = _artifact(trial.folder, trial.tables), _feed(trial)
