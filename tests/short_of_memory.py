@@ -14,7 +14,7 @@ from pathlib import Path
 import tiny
 import torch
 
-from dd_tasks import probe
+from dd_tasks import memory, probe
 from dd_tasks.initialise import WholeImages
 from dd_tasks.label import Relabel
 from dd_tasks.recipe import Ballot, Recipe
@@ -31,7 +31,8 @@ PANEL = Recipe(
 
 
 def leave(megabytes: int) -> None:
-    """No more memory for this process than so much above what it has."""
+    """No more memory for this process than so much above what it has, without what it has freed."""
+    memory.give_back()
     lines = Path("/proc/self/status").read_text().splitlines()
     held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
     most = held + (megabytes << 20)
